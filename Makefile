@@ -1,0 +1,44 @@
+# Everything sets up .venv by itself when it is missing or its lock changed.
+PROFILE ?= quick
+DATA_ROOT ?=
+SET ?=
+PYTHON ?= python3
+BIN := .venv/bin
+# Waiting threads that spin slow a busy machine tenfold.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: reports test lab lint format lock clean
+
+reports: .venv/ready  ## run what changed of the study and publish reports/<run>/
+	$(BIN)/python -m lib.study $(PROFILE) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(foreach pair,$(SET),--set $(pair))
+
+test: .venv/ready  ## every test, the notebooks under nbval included
+	$(BIN)/python -m pytest
+
+lab: .venv/ready  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+lint: .venv/ready  ## what must hold before a commit
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: .venv/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: pyproject.toml  ## renew requirements.txt for all platforms; needs uv
+	uv pip compile --universal --quiet --no-header --no-annotate pyproject.toml -o requirements.txt
+
+clean:  ## remove the environment and all runs; reports stay
+	rm -rf .venv runs
+
+# With uv where it is there, with pip otherwise. The last line marks a complete set-up.
+.venv/ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "Python 3.11 to 3.13 is needed; name it with PYTHON=python3.12"; exit 1; }
+	@if command -v uv >/dev/null; then \
+		uv venv --clear --python "$(PYTHON)" .venv && VIRTUAL_ENV=.venv uv pip install -r requirements.txt -e .; \
+	else \
+		$(PYTHON) -m venv --clear .venv && $(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt -e .; \
+	fi
+	@touch $@

@@ -1,0 +1,144 @@
+"""Attacks in pixel space. An attack is a step up the margin and a projection back to the ball of size epsilon and to [0, 1].
+
+Threat model: the attacker knows weights and label and changes the float image that the model is given by at most
+epsilon per channel value. Everything runs in float32 and eval mode. Making examples leaves the model as it was.
+"""
+
+from contextlib import contextmanager
+
+import torch
+
+# What an attack name means; written beside every report's predictions.
+DESCRIPTIONS = {
+    "none": "the image as it is",
+    "random_noise": "every channel value moved by plus or minus epsilon at random: the size of the attack without its aim",
+    "fgsm": "one signed gradient step on the margin, clipped to [0, 1]",
+    "pgd": "projected signed gradient steps on the margin, from the FGSM point, then from a random start; an image is left alone once it is fooled",
+    "transfer_fgsm": "the FGSM images of source_model, shown to this model",
+}
+
+
+@contextmanager
+def frozen(model):
+    """Eval mode without gradients for the weights, so that batch-norm statistics and gradients stay as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    needed = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval().requires_grad_(False)
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in needed:
+            parameter.requires_grad_(True)
+
+
+def margin(logits, labels):
+    """The other class's logit minus the true one's, (N,): positive where the model is wrong.
+
+    With two classes its gradient has the sign of cross-entropy's, and does not vanish when the model is sure
+    (Carlini & Wagner 2017, section V.A).
+    """
+    return logits.gather(1, 1 - labels[:, None])[:, 0] - logits.gather(1, labels[:, None])[:, 0]
+
+
+def margin_gradient(model, images, labels):
+    """The margin (N,) and its gradient in the pixels (N, 3, H, W)."""
+    with torch.enable_grad():
+        images = images.detach().requires_grad_(True)
+        margins = margin(model(images), labels)
+        (gradient,) = torch.autograd.grad(margins.sum(), images)
+    return margins.detach(), gradient
+
+
+def project(perturbed, images, epsilon):
+    """The nearest image within epsilon of `images` and within [0, 1]."""
+    return torch.minimum(torch.maximum(perturbed, images - epsilon), images + epsilon).clamp(0, 1)
+
+
+def fractions(epsilons):
+    """Epsilons given in 255ths as fractions of the value range: [4] is [4 / 255]. Raises ValueError outside 0 to 255."""
+    for epsilon in epsilons:
+        check_epsilon(epsilon / 255)
+    return [epsilon / 255 for epsilon in epsilons]
+
+
+def check_epsilon(epsilon):
+    """Raises ValueError unless epsilon, a fraction, is in [0, 1]."""
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"epsilon {epsilon * 255:g}/255 is out of range: give 255ths from 0 to 255.")
+
+
+def fgsm(model, images, labels, epsilons):
+    """One signed gradient step up the loss (Goodfellow et al. 2015, section 4).
+
+    images: float32 (N, 3, H, W) in [0, 1]; labels: int64 (N,); epsilons: largest changes of a channel value, each in [0, 1].
+    Yields one clipped batch an epsilon, all from a single backward pass; the model's mode and gradients are left as they were.
+    """
+    for epsilon in epsilons:
+        check_epsilon(epsilon)
+    with frozen(model):
+        direction = margin_gradient(model, images, labels)[1].sign()
+    for epsilon in epsilons:
+        yield (images + epsilon * direction).clamp(0, 1)
+
+
+def random_start(images, epsilon, generator=None):
+    """Uniform in the ball of size epsilon around `images`, clipped to [0, 1]."""
+    noise = torch.rand(images.shape, generator=generator, dtype=images.dtype).to(images.device)
+    return (images + epsilon * (2 * noise - 1)).clamp(0, 1)
+
+
+def random_noise(images, epsilon, generator=None):
+    """Every channel value moved by plus or minus epsilon, clipped to [0, 1]: an attack's size without its aim."""
+    check_epsilon(epsilon)
+    signs = torch.randint(0, 2, images.shape, generator=generator, dtype=torch.uint8).to(images) * 2 - 1
+    return (images + epsilon * signs).clamp(0, 1)
+
+
+def pgd(model, images, labels, epsilon, steps, step_size, generator=None, random_starts=1):
+    """Projected gradient ascent on the margin (Madry et al. 2018, section 2.1), once from the FGSM point, then from random ones.
+
+    images, labels as for `fgsm`; epsilon, step_size: fractions in [0, 1]. Each image is left alone once the model is wrong
+    about it, so the answer holds the first success, or the best try. Returns a batch like `images`.
+    """
+    check_epsilon(epsilon)
+    best = images.clone()
+    if len(images) == 0:
+        return best
+    with frozen(model):
+        start, gradient = margin_gradient(model, images, labels)
+        best_margin = start.clone()
+        from_fgsm = (images + epsilon * gradient.sign()).clamp(0, 1)
+        for attempt in range(1 + random_starts):
+            current = from_fgsm if attempt == 0 else random_start(images, epsilon, generator)
+            for step in range(steps + 1):
+                standing = best_margin <= 0
+                if not standing.any():
+                    return best
+                x = current[standing]
+                if step < steps:
+                    margins, gradient = margin_gradient(model, x, labels[standing])
+                else:
+                    with torch.no_grad():
+                        margins = margin(model(x), labels[standing])
+                better = margins > best_margin[standing]
+                where = standing.nonzero()[:, 0][better]
+                best[where], best_margin[where] = x[better], margins[better]
+                if step < steps:
+                    current = current.clone()
+                    current[standing] = project(x + step_size * gradient.sign(), images[standing], epsilon)
+    return best
+
+
+def pgd_step_size(epsilon, steps):
+    """Two and a half times the way to the edge, shared among the steps (Madry et al. 2018): every point can be reached."""
+    return 2.5 * epsilon / steps
+
+
+def fgsm_from_random_start(model, images, labels, epsilon, generator=None):
+    """The training attack of Wong et al. 2020 (Algorithm 3): a random start, one step of 1.25 epsilon, projected."""
+    with frozen(model):
+        start = random_start(images, epsilon, generator)
+        gradient = margin_gradient(model, start, labels)[1]
+    return project(start + 1.25 * epsilon * gradient.sign(), images, epsilon)

@@ -1,0 +1,415 @@
+"""BreaKHis as tables and arrays: index a folder, select, split, decode once.
+
+A table has one row per image; everything about an image is read from its file name
+(Spanhol et al. 2016): SOB_B_TA-14-4659-40-001.png is biopsy procedure, class, subtype, year, slide, magnification, number.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock
+from PIL import Image
+from sklearn.model_selection import StratifiedGroupKFold
+from tqdm import tqdm
+
+from lib import study
+
+CLASSES = ("benign", "malignant")
+SUBTYPES = {
+    "A": "adenosis",
+    "F": "fibroadenoma",
+    "PT": "phyllodes_tumor",
+    "TA": "tubular_adenoma",
+    "DC": "ductal_carcinoma",
+    "LC": "lobular_carcinoma",
+    "MC": "mucinous_carcinoma",
+    "PC": "papillary_carcinoma",
+}
+MAGNIFICATIONS = (40, 100, 200, 400)
+FIELD_OF_VIEW = (700, 460)  # width and height in pixels of an image as published
+SMALLEST_IMAGE = 32  # pixels; DenseNet-121 halves the size five times
+FILE_NAME = re.compile(
+    r"SOB_(?P<letter>[BM])_(?P<subtype>A|F|PT|TA|DC|LC|MC|PC)-(?P<year>\d+)-(?P<slide>\d+)(?P<part>[A-Z]*)"
+    r"-(?P<magnification>40|100|200|400)-(?P<number>\d+)\.png"
+)
+FEW_CASES = 10  # below this in a class, one test side by case is too small: five folds instead
+FOLDS = 5
+TEST_CASES = 5  # the fewest cases in a class that still give an interval
+
+
+def parse_name(name):
+    """What a BreaKHis file name says: a dict of image, label, subtype, patient, case, magnification.
+
+    The case is the slide number without its suffix letters: 14-21998AB and 14-21998CD are one case.
+    Raises ValueError for a name that breaks the pattern, or a subtype that is not one of its class.
+    """
+    match = FILE_NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"{name!r} is not a BreaKHis file name (expected one like SOB_B_A-14-22549AB-100-001.png): rename it or move it away."
+        )
+    label = "benign" if match["letter"] == "B" else "malignant"
+    if (list(SUBTYPES).index(match["subtype"]) < 4) != (label == "benign"):
+        raise ValueError(f"{name!r} contradicts itself: {SUBTYPES[match['subtype']]} is not {label}.")
+    case = f"{match['year']}-{match['slide']}"
+    return {
+        "image": name,
+        "label": label,
+        "subtype": match["subtype"],
+        "patient": case + match["part"],
+        "case": case,
+        "magnification": int(match["magnification"]),
+    }
+
+
+def index_images(root, skip_bad_files=False):
+    """One row per image below `root` (BreaKHis_v1, its parent, or any folder that holds such files), sorted by name.
+
+    Columns: image, path, label, subtype, patient, case, magnification, sha256 (of the file's bytes).
+    Raises FileNotFoundError without images, ValueError for a name that breaks the pattern or is there twice;
+    with `skip_bad_files` badly named files are left out, and said.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder: give the folder that holds BreaKHis_v1.")
+    rows, bad = [], []
+    for path in sorted(root.rglob("*.png")):
+        try:
+            rows.append(parse_name(path.name) | {"path": str(path.resolve())})
+        except ValueError as error:
+            bad.append(str(error))
+    if bad:
+        _refuse(bad, "badly named", skip_bad_files)
+    if not rows:
+        raise FileNotFoundError(
+            f"No BreaKHis images under {root}: expected .../SOB_B_A-14-22549AB-100-001.png. Give the folder that holds BreaKHis_v1."
+        )
+    index = pd.DataFrame(rows).sort_values("image", ignore_index=True)
+    twice = index["image"][index["image"].duplicated()].unique()
+    if len(twice):
+        raise ValueError(
+            f"{len(twice)} images are there twice under {root} ({', '.join(twice[:3])}): give a folder that holds one copy."
+        )
+    index["sha256"] = [
+        hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        for path in tqdm(index["path"], desc="reading", unit="image", delay=10)
+    ]
+    return index
+
+
+def _refuse(messages, what, skip):
+    listed = "\n".join(f"  {message}" for message in messages[:10]) + (
+        "\n  ..." if len(messages) > 10 else ""
+    )
+    if not skip:
+        raise ValueError(
+            f"{len(messages)} {what} files:\n{listed}\nSet skip_bad_files to true to leave them out."
+        )
+    tqdm.write(f"left out {len(messages)} {what} files:\n{listed}")
+
+
+def fingerprint(index):
+    """A short hash of names and contents: two data sets with one fingerprint are the same."""
+    text = "\n".join(sorted(index["image"] + " " + index["sha256"]))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def select(index, magnifications=(), subtypes=()):
+    """The rows of these magnifications and subtype codes (all where empty), renumbered.
+
+    Raises ValueError for unknown ones, and where a class would be missing.
+    """
+    unknown = [m for m in magnifications if m not in MAGNIFICATIONS] + [
+        s for s in subtypes if s not in SUBTYPES
+    ]
+    if unknown:
+        raise ValueError(
+            f"Unknown magnification or subtype {unknown}: magnifications are {list(MAGNIFICATIONS)}, subtypes {list(SUBTYPES)}."
+        )
+    rows = index
+    if len(magnifications):
+        rows = rows[rows["magnification"].isin(magnifications)]
+    if len(subtypes):
+        rows = rows[rows["subtype"].isin(subtypes)]
+    missing = [label for label in CLASSES if label not in set(rows["label"])]
+    if missing:
+        raise ValueError(
+            f"No {' and no '.join(missing)} image at magnifications {list(magnifications) or 'all'} with subtypes "
+            f"{list(subtypes) or 'all'}: both classes are needed. The folder holds {_counts(index)}."
+        )
+    return rows.reset_index(drop=True)
+
+
+def _counts(index):
+    counts = index.groupby(["magnification", "label"]).size()
+    return ", ".join(f"{n} {label} at {magnification}X" for (magnification, label), n in counts.items())
+
+
+def split_by_image(index, seed):
+    """The papers' split: in each class floor(0.8 n) train, floor(0.1 n) validation, the rest test (Li & Liu 2023, Table 1).
+
+    Images of one case fall on several sides, so this split leaks. Returns the index with split, split_by and fold.
+    """
+    table = index.assign(split="test", split_by="image", fold=0)
+    rng = np.random.default_rng(seed)
+    for label in CLASSES:
+        rows = rng.permutation(np.flatnonzero(table["label"] == label))
+        train, validation = len(rows) * 8 // 10, len(rows) // 10
+        if validation == 0:
+            raise ValueError(f"{len(rows)} {label} images are too few to split: at least 10 are needed.")
+        table.loc[rows[:train], "split"] = "train"
+        table.loc[rows[train : train + validation], "split"] = "validation"
+    return table
+
+
+def split_by_case(index, seed):
+    """The honest split: no case on two sides. Returns the index with split, split_by and fold.
+
+    With ten cases or more in each class: one split, in each class a fifth of the cases (at least five, so that there is an
+    interval) for test, a tenth (at least two) for validation. With fewer: five folds (StratifiedGroupKFold), every row five times,
+    in each fold one part for test, and validation cases taken from the rest.
+    Raises ValueError where a class has fewer than five cases.
+    """
+    cases = index.groupby("case")["label"].first()
+    smallest = cases.value_counts().reindex(list(CLASSES), fill_value=0)
+    if smallest.min() < FOLDS:
+        raise ValueError(
+            f"Too few cases to split by case: {smallest['benign']} benign and {smallest['malignant']} malignant, "
+            f"at least {FOLDS} of each are needed. Use split_by: image, or more magnifications or subtypes."
+        )
+    rng = np.random.default_rng(seed)
+    if smallest.min() >= FEW_CASES:
+        side = {}
+        for label in CLASSES:
+            shuffled = rng.permutation(cases.index[cases == label].to_numpy())
+            test = max(TEST_CASES, len(shuffled) // 5)
+            validation = max(2, len(shuffled) // 10)
+            side |= dict.fromkeys(shuffled, "train")
+            side |= dict.fromkeys(shuffled[:test], "test")
+            side |= dict.fromkeys(shuffled[test : test + validation], "validation")
+        return index.assign(split=index["case"].map(side), split_by="case", fold=0)
+
+    folds = []
+    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    for fold, (rest, test) in enumerate(splitter.split(index, index["label"], index["case"])):
+        table = index.assign(split="train", split_by="case", fold=fold)
+        table.loc[test, "split"] = "test"
+        held = cases[sorted(set(index["case"].iloc[rest]))]
+        for label in CLASSES:
+            shuffled = rng.permutation(held.index[held == label].to_numpy())
+            chosen = shuffled[: max(1, len(shuffled) // 6)]
+            table.loc[table["case"].isin(chosen), "split"] = "validation"
+        folds.append(table)
+    return pd.concat(folds, ignore_index=True)
+
+
+def source_magnification(pretrained):
+    """200 for starting weights "200X", which 02 trains on that magnification; None for any other starting weights."""
+    match = re.fullmatch(r"(\d+)X", pretrained)
+    if match and int(match[1]) not in MAGNIFICATIONS:
+        raise ValueError(
+            f"Unknown starting weights {pretrained!r}: magnifications are {list(MAGNIFICATIONS)}."
+        )
+    return int(match[1]) if match else None
+
+
+def make_splits(selected, source=None, split_by="image", seed=0):
+    """Both splits of the selected images, the one to train on (`split_by`) first; by case only where there are cases enough.
+
+    source: images of another magnification, for starting weights only, or None. They fall on the same side as their case where
+    the split is by case. Raises ValueError where the split to train on cannot be made.
+    """
+    source = source if source is not None and len(source) else None
+    everything = selected if source is None else pd.concat([selected, source], ignore_index=True)
+
+    def make(kind):
+        if kind == "case":
+            return [split_by_case(everything, seed)]
+        return [split_by_image(part, seed) for part in (selected, source) if part is not None]
+
+    other = {"image": "case", "case": "image"}
+    if split_by not in other:
+        raise ValueError(f"Unknown split_by {split_by!r}: use image (as the papers split) or case.")
+    tables = make(split_by)
+    try:
+        tables += make(other[split_by])
+    except ValueError as error:
+        tqdm.write(f"only split by {split_by}: {error}")
+    return pd.concat(tables, ignore_index=True)
+
+
+def load_split(path):
+    """Read a split table, checked: no case on two sides of a fold where it says it is by case, no image twice in a fold.
+
+    Raises ValueError where that does not hold.
+    """
+    table = pd.read_csv(path, dtype={"case": str, "patient": str}, keep_default_na=False)
+    for (split_by, fold), rows in table.groupby(["split_by", "fold"]):
+        if rows["image"].duplicated().any():
+            raise ValueError(f"{path}: an image is listed twice in fold {fold} of the split by {split_by}.")
+        crossing = cases_on_two_sides(rows)
+        if split_by == "case" and len(crossing):
+            raise ValueError(
+                f"{path}: cases on two sides of fold {fold}: {', '.join(crossing[:5])}. Make the split anew."
+            )
+    return table
+
+
+def cases_on_two_sides(rows):
+    """The cases of one fold that have images both in training and in test or validation, sorted."""
+    sides = rows.assign(training=rows["split"] == "train").groupby("case")["training"].nunique()
+    return sorted(sides.index[sides > 1])
+
+
+def split_counts(table):
+    """Images and cases per split_by, fold, split and label, as in the report's `split`."""
+    keys = ["split_by", "fold", "split", "label"]
+    return table.groupby(keys).agg(images=("image", "size"), cases=("case", "nunique")).reset_index()
+
+
+@dataclass
+class Side:
+    """One side of one fold. table: its rows; pixels: uint8 (n, S, W, 3), in the same order; labels: int64 (n,), 1 malignant."""
+
+    table: pd.DataFrame
+    pixels: object
+    labels: np.ndarray
+    fingerprint: str
+
+    def __len__(self):
+        return len(self.labels)
+
+    def tensors(self):
+        """The images for evaluation, float32 (n, 3, S, S) in [0, 1], and int64 labels (n,), as torch tensors."""
+        return center_crop(self.pixels[:]), torch.from_numpy(self.labels)
+
+
+@dataclass
+class Images:
+    """The images of one split with their pixels: `images.side("train", fold)` for each of `images.folds`."""
+
+    table: pd.DataFrame
+    pixels: object
+
+    @property
+    def folds(self):
+        """The folds' numbers; only 0 where there is one split."""
+        return sorted(self.table["fold"].unique().tolist())
+
+    def side(self, split, fold=0):
+        """The "train", "validation" or "test" images of one fold. Raises ValueError where there is none, or only one class."""
+        rows = np.flatnonzero((self.table["split"] == split) & (self.table["fold"] == fold))
+        table = self.table.iloc[rows].reset_index(drop=True)
+        if table["label"].nunique() < len(CLASSES):
+            raise ValueError(
+                f"The {split} side of fold {fold} holds {len(table)} images of {table['label'].nunique()} classes: "
+                "both are needed. Take more images, or another split."
+            )
+        return Side(
+            table, Pixels(self.pixels.stored, self.pixels.rows[rows]), labels_of(table), fingerprint(table)
+        )
+
+
+def open_images(path, image_size, magnifications=(), split_by=None):
+    """The images of a split table (`load_split`), of these magnifications and of one of its splits (the first by default)."""
+    table = load_split(path)
+    table = table[table["split_by"] == (split_by or table["split_by"].iloc[0])]
+    if len(magnifications):
+        table = table[table["magnification"].isin(magnifications)]
+    pixels, table = load_pixels(table, image_size)
+    return Images(table, pixels)
+
+
+def labels_of(table):
+    """int64 (n,): 0 benign, 1 malignant."""
+    return (table["label"] == "malignant").to_numpy().astype(np.int64)
+
+
+def decode(path, image_size):
+    """One image as uint8 (image_size, width, 3), width keeping the published 700 x 460 field of view.
+
+    Some copies hold the field of view squeezed to another shape; resizing to one shape undoes that.
+    Raises ValueError, naming the file, where it is no image or ends early.
+    """
+    size = (field_width(image_size), image_size)
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+    except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
+        raise ValueError(f"{path}: not a readable image ({error})") from error
+
+
+def field_width(image_size):
+    """The width of a whole field of view that is `image_size` pixels high."""
+    return round(image_size * FIELD_OF_VIEW[0] / FIELD_OF_VIEW[1])
+
+
+def load_pixels(table, image_size, skip_bad_files=False, cache=None):
+    """The table's images as memory-mapped uint8 (n, image_size, width, 3), and the table (renumbered).
+
+    Each file is decoded once for each size, ever: `cache` (runs/.cache) holds one growing array a size and, beside it, the
+    content hashes of its rows. Unreadable files raise ValueError, all named; with `skip_bad_files` they are left out of both.
+    """
+    if image_size < SMALLEST_IMAGE or image_size % SMALLEST_IMAGE:
+        raise ValueError(
+            f"image_size {image_size} does not fit DenseNet-121: use a multiple of {SMALLEST_IMAGE} pixels."
+        )
+    shape = (image_size, field_width(image_size), 3)
+    row_bytes = int(np.prod(shape))
+    cache = Path(cache or study.home() / "runs" / ".cache")
+    cache.mkdir(parents=True, exist_ok=True)
+    pixels, names = cache / f"{image_size}.uint8", cache / f"{image_size}.sha256"
+    bad = []
+    with FileLock(cache / f"{image_size}.lock"):
+        known = names.read_text().split() if names.exists() else []
+        position = {sha: row for row, sha in enumerate(known)}
+        missing = table[~table["sha256"].isin(position)].drop_duplicates("sha256")
+        if len(missing):
+            # Pixels first, then the name: what a killed run half wrote lies past the last name and is overwritten.
+            with open(pixels, "r+b" if pixels.exists() else "w+b") as data, open(names, "a") as listed:
+                data.seek(len(known) * row_bytes)
+                rows = zip(missing["path"], missing["sha256"], strict=True)
+                for path, sha in tqdm(
+                    rows, total=len(missing), desc=f"decoding at {image_size} px", unit="image"
+                ):
+                    try:
+                        data.write(decode(path, image_size).tobytes())
+                    except ValueError as error:
+                        bad.append((sha, str(error)))
+                        continue
+                    data.flush()
+                    listed.write(sha + "\n")
+                    listed.flush()
+                    position[sha] = len(position)
+    if bad:
+        _refuse([message for _, message in bad], "unreadable", skip_bad_files)
+        table = table[~table["sha256"].isin({sha for sha, _ in bad})]
+    table = table.reset_index(drop=True)
+    stored = np.memmap(pixels, np.uint8, "r", shape=(len(position), *shape))
+    return Pixels(stored, table["sha256"].map(position).to_numpy()), table
+
+
+class Pixels:
+    """Rows of a memory-mapped array, read when they are asked for: pixels[3], pixels[[5, 1]], pixels[:8] are uint8 arrays."""
+
+    def __init__(self, stored, rows):
+        self.stored, self.rows = stored, rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, which):
+        return self.stored[self.rows[which]]
+
+
+def center_crop(pixels):
+    """The central square of uint8 (n, S, W, 3) as float32 torch (n, 3, S, S) in [0, 1]: the one rule for evaluation."""
+    size = pixels.shape[1]
+    left = (pixels.shape[2] - size) // 2
+    square = np.ascontiguousarray(pixels[:, :, left : left + size])
+    return torch.from_numpy(square).permute(0, 3, 1, 2).float().div(255)

@@ -1,0 +1,587 @@
+"""One table of predictions, and every statistic that is made from it.
+
+A row of the table is one image under one evaluation (`COLUMNS`). Accuracy, intervals, tests, the worst case and the
+checks of a robustness claim are pure functions of that table, so whoever has the table can redo all of them without
+a model. Malignant is the positive class, and a decision is malignant when the margin is above 0. The statistical unit
+is the case: the images of one case are not independent.
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+COLUMNS = [
+    *("image", "case", "label", "subtype", "magnification", "split", "split_by", "fold", "seed"),
+    *("model", "attack", "epsilon", "source_model", "p_malignant", "margin", "linf", "l2", "ssim"),
+]
+EVALUATION = ["model", "attack", "epsilon", "split_by", "seed", "source_model"]
+METRICS = [
+    *(
+        *EVALUATION,
+        "subset",
+        "n",
+        "n_cases",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "balanced_accuracy",
+    ),
+    *("sensitivity", "specificity", "precision", "auroc", "tp", "fp", "tn", "fn"),
+]
+COMPARISONS = [
+    *("model_a", "model_b", "attack", "epsilon", "split_by", "difference", "low", "high", "p_value", "test"),
+    *("seed", "source_model", "n", "n_cases"),
+]
+TEXT = ["image", "case", "label", "subtype", "split", "split_by", "model", "attack", "source_model"]
+WHOLE = ["magnification", "fold", "seed"]
+# With fewer cases there are too few different resamples for a 95 % interval to mean anything.
+MIN_CASES = 5
+
+
+# ---------------------------------------------------------------- the table
+
+
+def predict(model, images, batch_size=32):
+    """Margins (malignant minus benign logit) of a model, in float32 and eval mode.
+
+    images: float32 tensor (N, 3, H, W) in [0, 1], on any device. Returns a float32 array (N,).
+    No gradients are recorded; every part of the model goes back to the mode that it was in.
+    """
+    import torch
+
+    parameter = next(model.parameters(), None)
+    device = images.device if parameter is None else parameter.device
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    margins = [np.zeros(0, np.float32)]
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            for batch in images.split(batch_size) if len(images) else ():
+                logits = model(batch.to(device)).float()
+                margins.append((logits[:, 1] - logits[:, 0]).cpu().numpy())
+    finally:
+        for part, training in modes:
+            part.training = training
+    return np.concatenate(margins)
+
+
+def prediction_rows(
+    table, *, model, attack, epsilon, margins, seed, source_model="", clean=None, perturbed=None
+):
+    """The rows of the predictions table (`COLUMNS`) of one evaluation.
+
+    table: rows of split.csv, one for each image in order; margins: (N,), malignant minus benign logit;
+    epsilon: the allowed change of a channel value in [0, 1]; clean, perturbed: float32 tensors (N, 3, H, W) in
+    [0, 1], both or neither. They give linf and l2 (over the whole image, in [0, 1] units) and the SSIM of
+    Wang et al. 2004 with scikit-image's window of 7 pixels; without them the three are null.
+    Asserts that no image was changed by more than epsilon (to 1e-6). p_malignant and the three distances are
+    rounded, as the table is published; the margin is kept exactly.
+    """
+    margins = np.asarray(margins, np.float32)
+    if len(margins) != len(table):
+        raise ValueError(f"{len(margins)} margins for {len(table)} images of {model} under {attack}.")
+    if not np.isfinite(margins).all():
+        raise ValueError(f"{model} under {attack}: {np.sum(~np.isfinite(margins))} margins are not finite.")
+    if (clean is None) != (perturbed is None):
+        raise ValueError("Give both the clean and the perturbed images, or neither.")
+    rows = table[[name for name in COLUMNS if name in table.columns]].reset_index(drop=True)
+    rows = rows.assign(
+        seed=seed, model=model, attack=attack, epsilon=float(epsilon), source_model=source_model
+    )
+    rows["p_malignant"] = expit(margins.astype(float)).round(6)
+    rows["margin"] = margins
+    linf = l2 = ssim = np.full(len(rows), np.nan)
+    if perturbed is not None:
+        linf, l2, ssim = _distances(clean, perturbed)
+        worst = linf.max(initial=0.0)
+        assert worst <= epsilon + 1e-6, f"{attack} changed a pixel by {worst:.6f}, more than {epsilon:.6f}."
+    rows = rows.assign(linf=linf.round(7), l2=l2.round(5), ssim=ssim.round(5))
+    return rows[COLUMNS]
+
+
+def _distances(clean, perturbed):
+    """Largest change, Euclidean length of the change and SSIM, each (N,), of two batches (N, 3, H, W)."""
+    from skimage.metrics import structural_similarity
+
+    clean = clean.detach().cpu().numpy().astype(float)
+    perturbed = perturbed.detach().cpu().numpy().astype(float)
+    if clean.shape != perturbed.shape:
+        raise ValueError(
+            f"Clean images {clean.shape} and perturbed images {perturbed.shape} differ in shape."
+        )
+    change = (perturbed - clean).reshape(len(clean), -1)
+    ssim = [
+        structural_similarity(a, b, channel_axis=0, data_range=1.0)
+        for a, b in zip(clean, perturbed, strict=True)
+    ]
+    return np.abs(change).max(axis=1), np.linalg.norm(change, axis=1), np.array(ssim, float)
+
+
+def read_predictions(folder):
+    """All pieces `folder/*.csv.gz` as one table with `COLUMNS`, in the order of the file names.
+
+    Raises FileNotFoundError when there is no piece, and ValueError, naming the file or the row, when a piece has
+    other columns, when a margin is missing or when an evaluation of an image is there twice.
+    """
+    folder = Path(folder)
+    files = sorted(folder.glob("*.csv.gz"))
+    if not files:
+        raise FileNotFoundError(
+            f"No predictions in {folder}: expected files *.csv.gz. Run the notebooks before."
+        )
+    predictions = pd.concat([read_piece(file) for file in files], ignore_index=True)
+    _refuse_bad_rows(predictions, ["image", *EVALUATION, "fold"])
+    return predictions
+
+
+def read_model(folder, model):
+    """All predictions of one model in a folder of pieces, or an error that says they are missing."""
+    rows = read_predictions(folder)
+    rows = rows[rows["model"] == model].reset_index(drop=True)
+    if rows.empty:
+        raise FileNotFoundError(f"No predictions of {model} in {folder}. Run the notebooks before.")
+    return rows
+
+
+def read_piece(file):
+    """One file of predictions, with text kept as written. Raises ValueError, naming it, when its columns are others."""
+    piece = pd.read_csv(
+        file,
+        dtype=dict.fromkeys(TEXT, str) | dict.fromkeys(WHOLE, int),
+        keep_default_na=False,
+        na_values={name: [""] for name in COLUMNS if name not in TEXT},
+    )
+    if list(piece.columns) != COLUMNS:
+        odd = sorted(set(piece.columns) ^ set(COLUMNS)) or "the order"
+        raise ValueError(f"{file} is not a table of predictions: its columns differ in {odd}.")
+    return piece
+
+
+def write_piece(predictions, file):
+    """Write predictions to a file *.csv.gz, whole or not at all; the same rows give the same bytes."""
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.partial")
+    predictions.to_csv(partial, index=False, compression={"method": "gzip", "mtime": 0})
+    os.replace(partial, file)
+
+
+def _refuse_bad_rows(predictions, key):
+    """Raises ValueError at rows that no statistic may count: unknown labels, no margin, or a key that repeats."""
+    unknown = set(predictions["label"]) - {"benign", "malignant"}
+    if unknown:
+        raise ValueError(f"Unknown labels in the predictions: {sorted(map(str, unknown))}.")
+    bad = predictions[predictions[["case", "epsilon", "margin"]].isna().any(axis=1)]
+    if len(bad):
+        raise ValueError(f"{len(bad)} predictions lack a value, the first: {bad.iloc[0][key].to_dict()}.")
+    bad = predictions[predictions.duplicated(key)]
+    if len(bad):
+        raise ValueError(f"{len(bad)} predictions are there twice, the first: {bad.iloc[0][key].to_dict()}.")
+
+
+def _tested(predictions):
+    """The test rows, with `source_model` never null and `malignant`, `right` and `toward_truth` added.
+
+    toward_truth is the margin toward the true class: positive where the model is right, the attack's target.
+    """
+    rows = predictions[predictions["split"] == "test"].reset_index(drop=True)
+    rows["source_model"] = rows["source_model"].fillna("")
+    # Folds are pooled, so an image may be on the test side of one fold only.
+    _refuse_bad_rows(rows, ["image", *EVALUATION])
+    malignant = (rows["label"] == "malignant").to_numpy()
+    margin = rows["margin"].to_numpy(float)
+    right = (margin > 0) == malignant
+    return rows.assign(malignant=malignant, right=right, toward_truth=np.where(malignant, margin, -margin))
+
+
+# ---------------------------------------------------------------- metrics and intervals
+
+
+def metrics(predictions, resamples=2000, seed=0):
+    """Metrics of the test rows: a row (`METRICS`) for each evaluation and subset.
+
+    Subsets: "all", "malignant", and "100X", ... when an evaluation holds several magnifications. The folds of one
+    split are pooled (out-of-fold predictions). All are fractions; the interval of the accuracy is that of
+    `bootstrap_interval`. What does not exist is null (NaN or NA): with one class in the subset, everything about
+    the other class, and the balanced accuracy, precision and AUROC, which need both; precision also when the model
+    never answers malignant.
+    """
+    rows = _tested(predictions)
+    found = []
+    for key, group in rows.groupby(EVALUATION, sort=True):
+        subsets = {"all": group, "malignant": group[group["malignant"]]}
+        magnifications = sorted(group["magnification"].unique())
+        if len(magnifications) > 1:
+            subsets |= {f"{m}X": group[group["magnification"] == m] for m in magnifications}
+        for subset, part in subsets.items():
+            if len(part):
+                found.append(
+                    dict(zip(EVALUATION, key, strict=True), subset=subset, **_measure(part, resamples, seed))
+                )
+    counts = ["n", "n_cases", "tp", "fp", "tn", "fn"]
+    return pd.DataFrame(found, columns=METRICS).astype(dict.fromkeys(counts, "Int64"))
+
+
+def _measure(rows, resamples, seed):
+    malignant, right = rows["malignant"].to_numpy(), rows["right"].to_numpy()
+    positives, negatives = int(malignant.sum()), int((~malignant).sum())
+    tp, tn = int((right & malignant).sum()), int((right & ~malignant).sum())
+    fp, fn = negatives - tn, positives - tp
+    sensitivity = tp / positives if positives else np.nan
+    specificity = tn / negatives if negatives else np.nan
+    both = positives and negatives
+    low, high = bootstrap_interval(right, rows["case"], malignant, resamples=resamples, seed=seed)
+    return {
+        "n": len(rows),
+        "n_cases": rows["case"].nunique(),
+        "accuracy": right.mean(),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "balanced_accuracy": (sensitivity + specificity) / 2,
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "precision": tp / (tp + fp) if both and tp + fp else np.nan,
+        "auroc": _auroc(rows["margin"], malignant) if both else np.nan,
+        "tp": tp if positives else None,
+        "fp": fp if negatives else None,
+        "tn": tn if negatives else None,
+        "fn": fn if positives else None,
+    }
+
+
+def _auroc(margin, malignant):
+    """Share of (malignant, benign) pairs in the right order, ties half: the Mann-Whitney form of the area."""
+    # The margin and not the probability, which is rounded to 0 or 1 where the model is sure.
+    ranks = margin.rank().to_numpy()
+    positives, negatives = malignant.sum(), (~malignant).sum()
+    return (ranks[malignant].sum() - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def mean_of_sums(sums, n):
+    """The mean of the first column, for `bootstrap_interval`."""
+    return sums[:, 0] / n
+
+
+def bootstrap_interval(values, cases, strata, statistic=mean_of_sums, *, resamples=2000, seed=0):
+    """95 % percentile interval by resampling cases within strata (Efron and Tibshirani 1993, chapter 13).
+
+    values: (N,) or (N, k), numbers of each image that the statistic adds up; cases: (N,), the case of each image;
+    strata: (N,), its class, so that every resample holds both classes; statistic: a function of the sums
+    (resamples, k) and the number of images (resamples,) that gives (resamples,), by default the mean.
+    Returns (low, high), both NaN with fewer than five cases in a class that is there. Does not depend on the order
+    of the rows. Raises ValueError when a case lies in two strata.
+    """
+    values = np.asarray(values, float)
+    values = values[:, None] if values.ndim == 1 else values
+    names, case = np.unique(np.asarray(cases, str), return_inverse=True)
+    levels, level = np.unique(np.asarray(strata), return_inverse=True)
+    level_of_case = np.zeros(len(names), int)
+    level_of_case[case] = level
+    crossing = names[np.unique(case[level_of_case[case] != level])]
+    if len(crossing):
+        raise ValueError(
+            f"Case {crossing[0]} holds images of several classes; cases are resampled within a class."
+        )
+    sizes = np.bincount(level_of_case, minlength=len(levels))
+    if not len(levels) or sizes.min() < MIN_CASES:
+        return np.nan, np.nan
+    columns = np.column_stack([values, np.ones(len(values))])
+    per_case = np.column_stack([np.bincount(case, column) for column in columns.T])
+    sums = 0
+    for k in range(len(levels)):
+        sums = sums + _case_counts(sizes[k], resamples, seed, k) @ per_case[level_of_case == k]
+    low, high = np.quantile(statistic(sums[:, :-1], sums[:, -1]), [0.025, 0.975])
+    return float(low), float(high)
+
+
+@lru_cache(maxsize=32)
+def _case_counts(cases, resamples, seed, stratum):
+    """How often each case is drawn in each resample, (resamples, cases); the same for every model and attack."""
+    rng = np.random.default_rng([seed, stratum])
+    return rng.multinomial(cases, np.full(cases, 1 / cases), size=resamples).astype(float)
+
+
+# ---------------------------------------------------------------- one model against another
+
+
+def comparisons(predictions, baseline="baseline", resamples=2000, seed=0):
+    """Every other model against the baseline: a row (`COMPARISONS`) for each evaluation that both have.
+
+    difference is the accuracy of model_a minus that of model_b (the baseline) on the test images that both were
+    given; its interval resamples cases, both models together, and is null under five cases in a class. The p-value
+    is two-sided, from `sign_flip_test`.
+    """
+    rows = _tested(predictions)
+    setting = [name for name in EVALUATION if name != "model"]
+    found = []
+    base = dict(list(rows[rows["model"] == baseline].groupby(setting)))
+    for (model, *key), group in rows[rows["model"] != baseline].groupby(EVALUATION, sort=True):
+        if tuple(key) not in base:
+            continue
+        pair = group.merge(
+            base[tuple(key)][["image", "right"]], on="image", suffixes=("", "_base"), validate="1:1"
+        )
+        if pair.empty:
+            continue
+        change = pair["right"].astype(int) - pair["right_base"].astype(int)
+        low, high = bootstrap_interval(
+            change, pair["case"], pair["malignant"], resamples=resamples, seed=seed
+        )
+        found.append(
+            dict(zip(setting, key, strict=True), model_a=model, model_b=baseline)
+            | {"difference": change.mean(), "low": low, "high": high}
+            | {"p_value": sign_flip_test(change, pair["case"]), "test": "sign-flip permutation over cases"}
+            | {"n": len(pair), "n_cases": pair["case"].nunique()}
+        )
+    return pd.DataFrame(found, columns=COMPARISONS)
+
+
+def sign_flip_test(differences, cases):
+    """Two-sided p-value of a paired permutation test over cases, exact.
+
+    differences: (N,), whole numbers, one for each image (right under one model minus right under the other);
+    cases: (N,). Under the null hypothesis the two models may be exchanged within a case, so the sum of each case
+    keeps its size and takes either sign. With one image a case this is McNemar's exact test.
+    """
+    sums = pd.Series(np.asarray(differences, int)).groupby(np.asarray(cases, str)).sum().to_numpy()
+    # The sums are whole numbers, so the distribution over all 2^cases flips is a product of short polynomials:
+    # no need to draw flips at random.
+    chances = np.ones(1)
+    for size in np.abs(sums[sums != 0]):
+        step = np.zeros(2 * size + 1)
+        step[[0, -1]] = 0.5
+        chances = np.convolve(chances, step)
+    totals = np.arange(len(chances)) - len(chances) // 2
+    return float(min(1.0, chances[np.abs(totals) >= abs(sums.sum())].sum()))
+
+
+# ---------------------------------------------------------------- the worst case
+
+
+def worst_case(predictions):
+    """Prediction rows (`COLUMNS`) with attack "worst_case", for each model and each epsilon at which it was attacked.
+
+    At an epsilon an image is right only if it is right clean and right under every attack run at every epsilon up to
+    this one; only test images on which all of them ran are in the table. A row is that of the evaluation that fooled
+    the model: the wrong one at the smallest epsilon (of several, the most wrong); where none did, the one that came
+    nearest. A model without clean predictions or without attacks has no rows.
+    """
+    rows = _tested(predictions)
+    rows = rows[rows["attack"] != "worst_case"]
+    runs = ["attack", "epsilon", "source_model"]
+    found = [pd.DataFrame(columns=COLUMNS)]
+    for _, group in rows.groupby(["split_by", "seed", "model"], sort=True):
+        if not (group["attack"] == "none").any():
+            continue
+        group = group.sort_values([*runs, "image"], kind="stable")
+        for epsilon in sorted(group.loc[group["attack"] != "none", "epsilon"].unique()):
+            part = group[group["epsilon"] <= epsilon]
+            ran = part.groupby("image")["image"].transform("size")
+            part = part[ran == len(part[runs].drop_duplicates())]
+            # Wrong before right; among the wrong the smallest epsilon; then the lowest margin toward the truth.
+            order = part.assign(first=part["epsilon"].where(~part["right"], 2.0))
+            order = order.sort_values(["first", "toward_truth"], kind="stable").drop_duplicates("image")
+            order = order.sort_values("image").assign(attack="worst_case", epsilon=epsilon, source_model="")
+            found.append(order[COLUMNS])
+    found = [part for part in found if len(part)] or found
+    return pd.concat(found, ignore_index=True)
+
+
+# ---------------------------------------------------------------- what an honest claim must survive
+
+
+def with_worst_case(predictions):
+    """The predictions and their `worst_case` rows, one below the other."""
+    return pd.concat([predictions, worst_case(predictions)], ignore_index=True)
+
+
+def checks(predictions):
+    """What a robustness claim must survive (Carlini et al. 2019, Athalye et al. 2018), for each model.
+
+    Returns dicts with name, model, value, verdict ("holds", "fails" or "not applicable") and meaning. The value is
+    the most unfavorable one over splits, seeds and epsilons, and the meaning says where it was found; it is null
+    where an attack that the check needs was not run. Accuracies are compared on the images that both attacks had.
+    """
+    rows = _tested(predictions)
+    found = []
+    for model, group in rows.groupby("model", sort=True):
+        wide = [
+            (f"split by {split_by}, seed {seed}", _right_by_run(part), part)
+            for (split_by, seed), part in group.groupby(["split_by", "seed"], sort=True)
+        ]
+        for name, measure, bound, limit, words in _CHECKS:
+            values = [
+                (float(v), f"{at}, {where}") for where, right, part in wide for v, at in measure(right, part)
+            ]
+            if values:
+                value, where = (max if bound == "at most" else min)(values, key=lambda pair: pair[0])
+                holds = value <= limit + 1e-9 if bound == "at most" else value >= limit - 1e-9
+                verdict = "holds" if holds else "fails"
+                meaning = f"{words.format(value=value)} ({where}); it holds with {bound} {limit:g}."
+            else:
+                value, verdict = None, "not applicable"
+                meaning = "This model has no predictions under an attack that the check needs."
+            row = {"name": name, "model": model, "value": value, "verdict": verdict, "meaning": meaning}
+            found.append(row)
+    return found
+
+
+def _right_by_run(part):
+    """Right or wrong, one row an image and one column each (attack, epsilon); missing where not run."""
+    # Of several surrogates the strongest counts: an image is right only if it is right against all of them.
+    runs = ["attack", "epsilon"]
+    return part.astype({"right": float}).pivot_table("right", index="image", columns=runs, aggfunc="min")
+
+
+def _epsilons(right, *attacks):
+    """The epsilons at which all of these attacks ran."""
+    return sorted(set.intersection(*[{e for a, e in right.columns if a == attack} for attack in attacks]))
+
+
+def _gaps(right, strong, weak):
+    """Accuracy under the strong attack minus that under the weak one, at each epsilon on the images of both."""
+    for epsilon in _epsilons(right, strong, weak):
+        both = right[[(strong, epsilon), (weak, epsilon)]].dropna().mean()
+        yield both.iloc[0] - both.iloc[1], f"{strong} against {weak} at {format_epsilon(epsilon)}"
+
+
+def _missed_by_pgd(right, part):
+    for epsilon in _epsilons(right, "pgd", "fgsm"):
+        both = right[[("pgd", epsilon), ("fgsm", epsilon)]].dropna()
+        yield (both.iloc[:, 0] > both.iloc[:, 1]).mean(), f"at {format_epsilon(epsilon)}"
+
+
+def _rise_with_epsilon(right, part):
+    runs = [("none", 0.0)] * (("none", 0.0) in right.columns)
+    runs += [("pgd", epsilon) for epsilon in _epsilons(right, "pgd")]
+    accuracy = right[runs].dropna().mean().to_numpy()
+    for k in range(1, len(runs)):
+        yield accuracy[k] - accuracy[:k].min(), f"at {format_epsilon(runs[k][1])}"
+
+
+def _out_of_order(right, part):
+    for strong, weak in [
+        ("pgd", "transfer_fgsm"),
+        ("pgd", "random_noise"),
+        ("transfer_fgsm", "random_noise"),
+    ]:
+        yield from _gaps(right, strong, weak)
+
+
+def _fgsm_only(right, part):
+    yield from _gaps(right, "fgsm", "pgd")
+
+
+def _weaker_class(right, part):
+    by_class = part[part["attack"] == "none"].groupby("malignant")["right"].mean()
+    if len(by_class) == 2:
+        weaker = by_class.idxmin()
+        yield by_class[weaker], "sensitivity" if weaker else "specificity"
+
+
+# name, function that yields (value, where), bound, limit, what the value says
+_CHECKS = [
+    (
+        "PGD fools what FGSM fools",
+        _missed_by_pgd,
+        "at most",
+        0.05,
+        "{value:.1%} of the images are wrong under FGSM but right under PGD, the stronger attack",
+    ),
+    (
+        "success grows with epsilon",
+        _rise_with_epsilon,
+        "at most",
+        0.02,
+        "The accuracy under PGD moves by {value:+.3f} against the lowest at a smaller epsilon",
+    ),
+    (
+        "white-box beats transfer, transfer beats noise",
+        _out_of_order,
+        "at most",
+        0.02,
+        "The accuracy under the attack that should be stronger differs by {value:+.3f} from the weaker one's",
+    ),
+    (
+        "FGSM robustness is real",
+        _fgsm_only,
+        "at most",
+        0.15,
+        "The accuracy under FGSM differs by {value:+.3f} from that under PGD",
+    ),
+    (
+        "answers both classes",
+        _weaker_class,
+        "at least",
+        0.5,
+        "Clean, the class that is recognized worse is right in {value:.1%} of its images",
+    ),
+]
+
+
+# ---------------------------------------------------------------- for people and files
+
+
+def format_epsilon(epsilon):
+    """An epsilon in [0, 1] as "k/255": 4 / 255 is "4/255", 0.1 is "25.5/255", no change is "0"."""
+    k = round(float(epsilon) * 255, 2)
+    return f"{k:g}/255" if k else "0"
+
+
+def sentences(metrics):
+    """Rows of `metrics` for one subset as sentences: a model's clean result, then one sentence for each attack on it."""
+    lines = []
+    for (model, split_by), rows in metrics.groupby(["model", "split_by"], sort=False):
+        name = f"{model} (split by {split_by})"
+        for row in rows[rows["attack"] == "none"].to_dict("records"):
+            lines.append(
+                f"**{name}**, clean: {share(row['tp'] + row['tn'], row['n'])} right{interval(row)}; "
+                f"sensitivity {number(row['sensitivity'])}, specificity {number(row['specificity'])}."
+            )
+        for attack, attacked in rows[rows["attack"] != "none"].groupby("attack", sort=False):
+            parts = [
+                f"{number(row['accuracy'])}{interval(row)} at {format_epsilon(row['epsilon'])}"
+                for row in attacked.sort_values("epsilon").to_dict("records")
+            ]
+            lines.append(f"**{name}** under {attack}: accuracy {', '.join(parts)}.")
+    return lines
+
+
+def number(value):
+    """A fraction with two decimals, or "–" where it is undefined."""
+    return "–" if value is None or pd.isna(value) else f"{value:.2f}"
+
+
+def share(count, n):
+    """A share as a fraction; with fewer than 30 images, counts beside it."""
+    return number(count / n) + (f" ({int(count)} of {int(n)})" if n < 30 else f" of {int(n)} images")
+
+
+def interval(row):
+    """The 95 % interval of a row's accuracy in brackets, nothing where there is none."""
+    low, high = row["accuracy_low"], row["accuracy_high"]
+    return "" if low is None or pd.isna(low) else f" [{low:.2f}, {high:.2f}]"
+
+
+def records(frame):
+    """A DataFrame (or a list of dicts) as a list of dicts for `json.dump(..., allow_nan=False)`.
+
+    NaN, NA and infinities become None, numpy scalars become Python's, floats keep six significant digits.
+    """
+    frame = frame if isinstance(frame, pd.DataFrame) else pd.DataFrame(frame)
+    return [
+        {name: _plain(value) for name, value in zip(frame.columns, row, strict=True)}
+        for row in frame.itertuples(index=False, name=None)
+    ]
+
+
+def _plain(value):
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or value is pd.NA or (isinstance(value, float) and not np.isfinite(value)):
+        return None
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,0 +1,603 @@
+"""The study's figures: pure functions, data in and a matplotlib Figure out.
+
+No pyplot state: nothing pops up and nothing has to be closed. A model has the same color and an attack the same line
+everywhere; epsilons are shown as k/255. `show` saves a figure beside the run and hands it to the notebook.
+"""
+
+import functools
+import io
+import textwrap
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from lib.evaluation import format_epsilon
+
+WIDTH = 8.2  # inches; at 110 dots an inch the width of a report's page, about 900 pixels
+PALETTE = sns.color_palette("colorblind")
+STYLE = {
+    **sns.axes_style("whitegrid"),
+    "figure.dpi": 110,
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.labelsize": 10,
+    "legend.fontsize": 9,
+    "figure.titlesize": 12,
+    "figure.titleweight": "bold",
+    "axes.titleweight": "normal",
+    "grid.color": "0.9",
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
+}
+CLASS_COLORS = {"benign": PALETTE[0], "malignant": PALETTE[1]}
+MODEL_COLORS = {
+    "baseline": PALETTE[7],
+    "gaussian_noise": PALETTE[0],
+    "merged_fgsm": PALETTE[1],
+    "adversarial_training": PALETTE[2],
+    "color_only": PALETTE[4],
+    "always_malignant": (0.1, 0.1, 0.1),
+}
+SPARE_COLORS = [PALETTE[k] for k in (3, 9, 5, 6, 8)]
+# In the order in which figures list them: from no attack to the strongest.
+ATTACK_LINES = {
+    "none": "-",
+    "random_noise": ":",
+    "transfer_fgsm": "-.",
+    "fgsm": "--",
+    "pgd": "-",
+    "apgd_ce": (0, (5, 1)),
+    "fab": (0, (3, 1, 1, 1)),
+    "square": (0, (1, 1)),
+    "worst_case": (0, (8, 2)),
+}
+ATTACK_NAMES = {
+    "none": "clean",
+    "random_noise": "random noise",
+    "transfer_fgsm": "transferred FGSM",
+    "fgsm": "FGSM",
+    "pgd": "PGD",
+    "apgd_ce": "APGD-CE",
+    "fab": "FAB",
+    "square": "Square",
+    "worst_case": "worst case",
+}
+RIGHT, WRONG = "✓", "✗"
+
+
+def show(figure, folder, name, alt, tissue=False):
+    """Save a figure as folder/figures/<name>.png and return it as an image for the last line of a notebook cell.
+
+    alt: what the figure shows, for those who do not see it; tissue: whether it shows tissue, written into the PNG as
+    "Shows tissue" so that a report can keep such figures apart. The notebook's output says which file it is.
+    """
+    from IPython.display import Image as Displayed
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=STYLE["figure.dpi"], facecolor="white")
+    image = Image.open(drawn).convert("RGB")
+    if not tissue:
+        # Charts have few colors: a palette makes them three times smaller.
+        image = image.quantize(256, dither=Image.Dither.NONE)
+    # No date and no version: the same figure is the same file.
+    about = PngInfo()
+    about.add_text("Shows tissue", "yes" if tissue else "no")
+    file = Path(folder) / "figures" / f"{name}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(file, pnginfo=about, optimize=True)
+    return Displayed(
+        data=file.read_bytes(), format="png", metadata={"filename": f"figures/{name}.png", "alt": alt}
+    )
+
+
+def model_name(model):
+    """A model's name for a reader: "adversarial training"."""
+    return str(model).replace("_", " ").replace("fgsm", "FGSM").replace("gaussian", "Gaussian")
+
+
+def attack_name(attack, epsilon=None):
+    """An attack's name for a reader, with its epsilon: "PGD 4/255", or "clean" where there is none."""
+    name = ATTACK_NAMES.get(attack, str(attack).replace("_", " "))
+    return name if epsilon is None or attack == "none" else f"{name} {format_epsilon(epsilon)}"
+
+
+def _styled(draw):
+    """Draws in the study's style and leaves the caller's settings alone."""
+
+    @functools.wraps(draw)
+    def wrapper(*arguments, **options):
+        with matplotlib.rc_context(STYLE):
+            return draw(*arguments, **options)
+
+    return wrapper
+
+
+def _panels(rows, columns, height, title, **options):
+    """A Figure of the report's width with a wrapped title, and its axes as an array (rows, columns)."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.suptitle(textwrap.fill(title, 66, break_long_words=False))
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _colors(models):
+    """The color of each model; unknown ones take the spare colors in their order."""
+    spare = [model for model in models if model not in MODEL_COLORS]
+    extra = {model: SPARE_COLORS[k % len(SPARE_COLORS)] for k, model in enumerate(spare)}
+    return {model: MODEL_COLORS.get(model, extra.get(model)) for model in models}
+
+
+def _in_order(names, known):
+    """Names in the order of the known ones, the others after them by the alphabet."""
+    known = list(known)
+    return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def _pixels(images):
+    """Pictures (N, H, W, 3) for imshow, of a tensor or array (N, 3, H, W) or (N, H, W, 3)."""
+    images = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
+    images = images.transpose(0, 2, 3, 1) if images.shape[1] == 3 and images.shape[-1] != 3 else images
+    return images if images.dtype == np.uint8 else np.clip(images, 0, 1)
+
+
+def _picture(axes, pixels, title=None, **options):
+    axes.imshow(pixels)
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    if title:
+        axes.set_title(title, fontsize=9, **options)
+
+
+# ---------------------------------------------------------------- the data
+
+
+@_styled
+def sample_grid(images, labels, captions, title):
+    """Sample images in a row for each class.
+
+    images: uint8 (N, H, W, 3); labels: "benign" or "malignant", (N,); captions: text over each image, (N,).
+    """
+    images, labels = _pixels(images), np.asarray(labels)
+    classes = _in_order(labels, CLASS_COLORS)
+    members = [np.flatnonzero(labels == name) for name in classes]
+    columns = max(map(len, members))
+    cell = WIDTH / max(columns, 3)
+    # A letter of the captions is about 0.075 inches wide.
+    captions = [textwrap.fill(str(caption), int(cell / 0.075)) for caption in captions]
+    lines = max(caption.count("\n") + 1 for caption in captions)
+    height = len(classes) * (cell * images.shape[1] / images.shape[2] + 0.15 + 0.15 * lines) + 0.5
+    figure, grid = _panels(len(classes), columns, height, title)
+    for name, chosen, row in zip(classes, members, grid, strict=True):
+        for axes in row[len(chosen) :]:
+            axes.axis("off")
+        for axes, k in zip(row, chosen, strict=False):
+            _picture(axes, images[k], captions[k])
+        row[0].set_ylabel(name, color=CLASS_COLORS.get(name), fontweight="bold")
+    return figure
+
+
+@_styled
+def class_counts(split):
+    """Images and cases of each class on each side, a row of panels for each way of splitting.
+
+    split: the table split.csv. Of several folds the first is shown.
+    """
+    kinds = sorted(split["split_by"].unique(), reverse=True)
+    figure, grid = _panels(len(kinds), 2, 2.7 * len(kinds) + 0.5, "Images and cases of each class")
+    for kind, row in zip(kinds, grid, strict=True):
+        rows, note = _first_fold(split[split["split_by"] == kind])
+        counts = rows.groupby(["split", "label"]).agg(images=("image", "size"), cases=("case", "nunique"))
+        for axes, unit in zip(row, ("images", "cases"), strict=True):
+            sns.barplot(
+                counts.reset_index(),
+                x="split",
+                y=unit,
+                hue="label",
+                ax=axes,
+                palette=CLASS_COLORS,
+                saturation=1,
+                order=_in_order(rows["split"], ("train", "validation", "test")),
+                hue_order=_in_order(rows["label"], CLASS_COLORS),
+            )
+            for bars in axes.containers:
+                axes.bar_label(bars, fontsize=9, padding=1)
+            axes.margins(y=0.15)
+            axes.legend_.remove()
+            axes.set(
+                title=f"{unit.capitalize()}, split by {kind}{note}", xlabel="", ylabel=f"number of {unit}"
+            )
+    handles = [matplotlib.patches.Patch(color=color, label=name) for name, color in CLASS_COLORS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _first_fold(rows):
+    folds = rows["fold"].nunique()
+    return rows[rows["fold"] == rows["fold"].min()], f" (fold 1 of {folds})" if folds > 1 else ""
+
+
+@_styled
+def split_overlap(split):
+    """How many cases lie on both sides of each way of splitting, and how many test images that concerns.
+
+    split: the table split.csv. One side is training, the other validation and test; of several folds the first.
+    """
+    kinds = sorted(split["split_by"].unique(), reverse=True)
+    figure, grid = _panels(1, 1, 0.75 * len(kinds) + 1.9, "Cases that a model is trained on and tested on")
+    axes, names = grid[0, 0], []
+    for place, kind in enumerate(kinds):
+        rows, note = _first_fold(split[split["split_by"] == kind])
+        training = rows["split"] == "train"
+        seen, held_out = set(rows.loc[training, "case"]), set(rows.loc[~training, "case"])
+        test = rows[rows["split"] == "test"]
+        leaked = int(test["case"].isin(seen).sum())
+        start = 0
+        for part, color, hatch in [
+            (seen - held_out, PALETTE[7], None),
+            (seen & held_out, PALETTE[3], "///"),
+            (held_out - seen, PALETTE[9], None),
+        ]:
+            axes.barh(place, len(part), left=start, color=color, hatch=hatch, edgecolor="white", height=0.55)
+            if part:
+                axes.text(start + len(part) / 2, place, len(part), ha="center", va="center", fontweight="bold",
+                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.8})  # fmt: skip
+            start += len(part)
+        names.append(f"by {kind}{note}\n{leaked} of {len(test)} test images\nare of a training case")
+    axes.set(xlabel="number of cases", ylim=(len(kinds) - 0.5, -0.5))
+    axes.set_yticks(range(len(kinds)), names)
+    axes.grid(False, axis="y")
+    kinds = [("training only", PALETTE[7], None), ("both sides", PALETTE[3], "///")]
+    kinds.append(("validation or test only", PALETTE[9], None))
+    handles = [matplotlib.patches.Patch(fc=c, hatch=h, ec="white", label=name) for name, c, h in kinds]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+@_styled
+def color_by_case(images, labels, cases):
+    """Mean red and blue of each image, joined to the mean of its case: stain tells the case.
+
+    images: uint8 (N, H, W, 3); labels: "benign" or "malignant", (N,); cases: (N,).
+    The panel's title says which share of the color's variance (red, green and blue) lies between cases.
+    """
+    colors = np.stack([np.asarray(image).mean(axis=(0, 1)) for image in images])
+    cases, labels = np.asarray(cases, str), np.asarray(labels)
+    names, case = np.unique(cases, return_inverse=True)
+    centers = (
+        np.column_stack([np.bincount(case, channel) for channel in colors.T]) / np.bincount(case)[:, None]
+    )
+    total = ((colors - colors.mean(0)) ** 2).sum()
+    between = ((centers[case] - colors.mean(0)) ** 2).sum()
+    figure, grid = _panels(1, 1, 5.2, "Mean color of each image, by case and class")
+    axes = grid[0, 0]
+    for name in _in_order(labels, CLASS_COLORS):
+        color, marker = CLASS_COLORS.get(name, PALETTE[7]), "o" if name == "benign" else "^"
+        mine = np.flatnonzero(labels == name)
+        for k in np.unique(case[mine]):
+            points = colors[mine[case[mine] == k]]
+            for point in points:
+                axes.plot(
+                    [point[0], centers[k, 0]], [point[2], centers[k, 2]], color=color, lw=0.6, alpha=0.5
+                )
+        axes.scatter(
+            colors[mine, 0],
+            colors[mine, 2],
+            s=16,
+            color=color,
+            marker=marker,
+            alpha=0.7,
+            lw=0,
+            label=f"{name}, an image",
+        )
+        own = np.unique(case[mine])
+        axes.scatter(
+            centers[own, 0],
+            centers[own, 2],
+            s=60,
+            color=color,
+            marker=marker,
+            ec="black",
+            label=f"{name}, mean of a case",
+        )
+    share = (
+        f"{between / total:.0%} of the variance in color lies between cases" if total else "all images alike"
+    )
+    axes.set(xlabel="mean of red (0 to 255)", ylabel="mean of blue (0 to 255)")
+    axes.set_title(f"{len(colors)} images of {len(names)} cases: {share}")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, markerscale=1)
+    return figure
+
+
+# ---------------------------------------------------------------- training
+
+
+@_styled
+def learning_curves(histories, title):
+    """Loss and accuracy by epoch, validation solid and training dashed, the chosen epoch marked with a star.
+
+    histories: {model: DataFrame with epoch, train_loss, validation_loss, train_accuracy, validation_accuracy};
+    missing values are left out. The chosen epoch is the one with the lowest validation loss.
+    """
+    figure, grid = _panels(1, 2, 3.9, title)
+    colors = _colors(list(histories))
+    for model, history in histories.items():
+        style = {"color": colors[model], "marker": "." if len(history) < 40 else None}
+        for axes, quantity in zip(grid[0], ("loss", "accuracy"), strict=True):
+            axes.plot(history["epoch"], history[f"train_{quantity}"].astype(float), "--", alpha=0.7, **style)
+            validation = history[f"validation_{quantity}"].astype(float)
+            axes.plot(history["epoch"], validation, "-", label=model_name(model), **style)
+            if history["validation_loss"].notna().any():
+                best = history["validation_loss"].astype(float).idxmin()
+                axes.plot(
+                    history["epoch"][best], validation[best], "*", ms=13, mec="black", color=colors[model]
+                )
+    grid[0, 0].set(title="Loss", xlabel="epoch", ylabel="loss (nats an image)", ylim=(0, None))
+    grid[0, 1].set(
+        title="Accuracy", xlabel="epoch", ylabel="accuracy (fraction of images)", ylim=(-0.02, 1.02)
+    )
+    for axes in grid[0]:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    handles = [Line2D([], [], color=colors[model], label=model_name(model)) for model in histories]
+    handles += [
+        Line2D([], [], color="0.3", label="validation"),
+        Line2D([], [], color="0.3", ls="--", label="training"),
+    ]
+    handles.append(Line2D([], [], color="0.6", marker="*", ms=11, mec="black", ls="", label="chosen epoch"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+# ---------------------------------------------------------------- attacks and defenses on images
+
+
+@_styled
+def adversarial_panels(
+    images, perturbed, probabilities_before, probabilities_after, labels, epsilon, amplification
+):
+    """Original, perturbation and adversarial image, one below the other, a column for each image.
+
+    images, perturbed: (N, 3, H, W) in [0, 1]; probabilities: P(malignant), (N,); labels: "benign" or "malignant",
+    (N,); epsilon: in [0, 1]; amplification: the factor by which the perturbation is enlarged around middle gray.
+    """
+    before, after, labels = _pixels(images), _pixels(perturbed), np.asarray(labels)
+    change = np.clip(0.5 + (after.astype(float) - before) * amplification, 0, 1)
+    columns = len(before)
+    cell = WIDTH / max(columns, 3)
+    title = f"Original, perturbation (at most {format_epsilon(epsilon)}) and adversarial image"
+    figure, grid = _panels(3, columns, 3 * (cell * before.shape[1] / before.shape[2] + 0.35) + 0.6, title)
+    rows = ["original", f"perturbation\n(× {amplification:g}, gray: none)", "adversarial"]
+    for k, column in enumerate(grid.T):
+        for axes, pixels in zip(column, (before[k], change[k], after[k]), strict=True):
+            _picture(axes, pixels)
+        largest = np.abs(after[k].astype(float) - before[k]).max()
+        column[1].set_title(f"largest change {largest * 255:.2g}/255", fontsize=9)
+        for axes, probability in ((column[0], probabilities_before[k]), (column[2], probabilities_after[k])):
+            answer = "malignant" if probability > 0.5 else "benign"
+            right = answer == labels[k]
+            text = f"P(malignant) {probability:.2f}\n{RIGHT if right else WRONG} says {answer}"
+            axes.set_title(
+                text, fontsize=9, color="black" if right else "#b0000f", fontweight=None if right else "bold"
+            )
+        column[2].set_xlabel(f"truth: {labels[k]}", fontsize=9, color=CLASS_COLORS.get(labels[k]))
+    for axes, text in zip(grid[:, 0], rows, strict=True):
+        axes.set_ylabel(text, fontsize=9)
+    return figure
+
+
+@_styled
+def noise_zoom(image, noisy, sigma):
+    """An image and the same with Gaussian noise, each with a part of it enlarged four times.
+
+    image, noisy: (3, H, W) or (H, W, 3) in [0, 1]; sigma: standard deviation of the noise in [0, 1].
+    """
+    pair = [_pixels(np.asarray(picture)[None])[0] for picture in (image, noisy)]
+    high, wide = pair[0].shape[:2]
+    title = f"Gaussian noise with a standard deviation of {sigma:g} (pixels: 0 to 1)"
+    figure, grid = _panels(1, 2, WIDTH / 2 * high / wide + 0.8, title)
+    # The enlarged part lies at the upper left, its enlargement at the lower right: neither hides the other.
+    top, left, side = high // 8, wide // 8, max(2, min(high, wide) // 8)
+    for axes, pixels, text in zip(grid[0], pair, ("original", f"with noise, sigma = {sigma:g}"), strict=True):
+        _picture(axes, pixels)
+        axes.set_title(text)
+        inset = axes.inset_axes(
+            [1 - 0.5 * min(high, wide) / wide - 0.02, 0.02, 0.5 * min(high, wide) / wide, 0.5]
+        )
+        inset.imshow(pixels, aspect="equal")
+        inset.set(xlim=(left, left + side), ylim=(top + side, top), xticks=[], yticks=[])
+        inset.grid(False)
+        for spine in inset.spines.values():
+            spine.set(color="black", linewidth=1.5, visible=True)
+        axes.indicate_inset_zoom(inset, edgecolor="black", alpha=1, linewidth=1.2)
+    return figure
+
+
+# ---------------------------------------------------------------- results
+
+
+@_styled
+def accuracy_curves(metrics, subset="all", attacks=("fgsm", "pgd"), split_by=None):
+    """Accuracy against epsilon: a panel for each attack, a line for each model, with 95 % intervals over cases.
+
+    metrics: rows of `evaluation.metrics`; split_by may be left out where there is only one. Further seeds are thin
+    lines without a band; the dotted line is what answering malignant always gets.
+    """
+    rows = _chosen(metrics, subset, split_by)
+    clean = rows[rows["attack"] == "none"]
+    attacks = [attack for attack in attacks if (rows["attack"] == attack).any()] or ["none"]
+    models = _in_order(set(rows["model"]) - {"always_malignant"}, MODEL_COLORS)
+    colors = _colors(models)
+    epsilons = sorted({0.0, *rows.loc[rows["attack"].isin(attacks), "epsilon"]})
+    place = {epsilon: k for k, epsilon in enumerate(epsilons)}
+    columns = min(len(attacks), 3)
+    lines = -(-len(attacks) // columns)
+    what = "all images" if subset == "all" else f"{subset} images"
+    title = f"Accuracy against epsilon, the largest change of a channel value: {what}{_how_many(rows)}"
+    figure, grid = _panels(lines, columns, 3.3 * lines + 1.1, title, sharey=True, sharex=True)
+    for axes in grid.flat[len(attacks) :]:
+        axes.axis("off")
+    for axes, attack in zip(grid.flat, attacks, strict=False):
+        for model in models:
+            mine = rows[(rows["model"] == model) & (rows["attack"] == attack) & (attack != "none")]
+            start = clean[clean["model"] == model].assign(source_model="")
+            sources = mine["source_model"].fillna("").unique() if len(mine) else [""]
+            for source in sources:
+                line = pd.concat([start, mine[mine["source_model"].fillna("") == source]]).sort_values(
+                    "epsilon"
+                )
+                for number, (_, points) in enumerate(line.groupby("seed", sort=True)):
+                    x = points["epsilon"].map(place).to_numpy(float)
+                    y, low, high = (
+                        points[name].to_numpy(float) for name in ("accuracy", "accuracy_low", "accuracy_high")
+                    )
+                    style = {"color": colors[model], "linestyle": ATTACK_LINES.get(attack, "-")}
+                    style |= {"lw": 0.9, "alpha": 0.7} if number else {"marker": "o"}
+                    axes.plot(x, y, **style)
+                    if number == 0:
+                        axes.fill_between(x, low, high, color=colors[model], alpha=0.12, linewidth=0)
+        axes.axhline(_malignant_share(rows), color="0.1", linestyle=":", linewidth=1.3, zorder=1)
+        axes.set(title=attack_name(attack), ylim=(-0.03, 1.03))
+        axes.set_xticks(range(len(epsilons)), [format_epsilon(e) for e in epsilons])
+        axes.tick_params("x", rotation=45 if len(epsilons) * columns > 16 else 0, labelbottom=True)
+        axes.set_xlabel("epsilon (not to scale)")
+    for row in grid:
+        row[0].set_ylabel("accuracy (fraction of images)")
+    handles = [Line2D([], [], color=colors[model], marker="o", label=model_name(model)) for model in models]
+    handles.append(Line2D([], [], color="0.1", ls=":", label="always malignant"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
+    return figure
+
+
+def _chosen(metrics, subset, split_by):
+    """The rows of one subset and one way of splitting."""
+    metrics = pd.DataFrame(metrics)
+    kinds = sorted(metrics["split_by"].unique())
+    if split_by is None and len(kinds) > 1:
+        raise ValueError(
+            f"These metrics hold several ways of splitting: choose split_by among {', '.join(kinds)}."
+        )
+    rows = metrics[(metrics["subset"] == subset) & (metrics["split_by"] == (split_by or kinds[0]))]
+    if rows.empty:
+        raise ValueError(f"No metrics of subset {subset!r} with split_by {split_by!r}.")
+    return rows
+
+
+def _how_many(rows):
+    """How much the numbers rest on: "94 images of 61 cases"."""
+    first = rows.sort_values("n", ascending=False).iloc[0]
+    return f" ({first['n']} images of {first['n_cases']} cases, split by {first['split_by']})"
+
+
+def _malignant_share(rows):
+    """The accuracy of answering malignant always."""
+    first = rows.sort_values("n", ascending=False).iloc[0]
+    malignant = 0 if pd.isna(first["tp"]) else first["tp"] + first["fn"]
+    return malignant / first["n"]
+
+
+@_styled
+def confusion_matrices(rows):
+    """A confusion matrix for each row of `evaluation.metrics`: counts, and the share of the true class.
+
+    A class without images says so.
+    """
+    rows = pd.DataFrame(rows)
+    columns = min(max(len(rows), 3), 4)
+    lines = -(-len(rows) // columns)
+    figure, grid = _panels(
+        lines,
+        columns,
+        lines * (0.82 * WIDTH / columns + 0.8) + 0.5,
+        "What the models answer: counts, and shares of the true class",
+    )
+    for axes in grid.flat[len(rows) :]:
+        axes.axis("off")
+    for k, (axes, row) in enumerate(zip(grid.flat, rows.to_dict("records"), strict=False)):
+        counts = pd.DataFrame([[row["tn"], row["fp"]], [row["fn"], row["tp"]]]).astype(float).to_numpy()
+        # Null counts stay null: 0 of 0 is no share.
+        total = counts.sum(axis=1, keepdims=True)
+        share = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
+        text = [
+            ["" if np.isnan(s) else f"{c:.0f}\n{s:.0%}" for c, s in zip(*pair, strict=True)]
+            for pair in zip(counts, share, strict=True)
+        ]
+        sns.heatmap(
+            data=share,
+            ax=axes,
+            annot=np.array(text),
+            fmt="",
+            cmap="Blues",
+            vmin=0,
+            vmax=1,
+            cbar=False,
+            square=True,
+            linewidths=1,
+            linecolor="0.8",
+            annot_kws={"fontsize": 10},
+            xticklabels=["benign", "malignant"],
+            yticklabels=["benign", "malignant"],
+        )
+        axes.grid(False)
+        for place in np.flatnonzero(np.isnan(share[:, 0])):
+            blank = {"facecolor": "white", "edgecolor": "none"}
+            axes.text(1, place + 0.5, "no images", ha="center", va="center", color="0.4", bbox=blank)
+        axes.tick_params(length=0, labelrotation=0)
+        axes.tick_params("y", labelrotation=90)
+        for label in axes.get_yticklabels():
+            label.set_verticalalignment("center")
+        axes.set_title(
+            f"{model_name(row['model'])}\n{attack_name(row['attack'], row['epsilon'])}", fontsize=9.5
+        )
+        axes.set_xlabel("answer")
+        axes.set_ylabel("truth" if k % columns == 0 else "")
+    return figure
+
+
+@_styled
+def comparison_heatmap(metrics, value="accuracy", subset="all", split_by=None):
+    """Every model (columns) under every attack and epsilon (rows), with numbers; blank where it was not run.
+
+    metrics: rows of `evaluation.metrics`; value: a column of them, a fraction. Several seeds are averaged.
+    """
+    rows = _chosen(metrics, subset, split_by)
+    models = _in_order(rows["model"], MODEL_COLORS)
+    attacks = _in_order(rows["attack"], ATTACK_LINES)
+    table = rows.astype({value: float}).groupby(["attack", "epsilon", "model"])[value].mean()
+    runs = sorted({key[:2] for key in table.index}, key=lambda run: (attacks.index(run[0]), run[1]))
+    cells = np.array([[table.get((*run, model), np.nan) for model in models] for run in runs], float)
+    seeds = rows["seed"].nunique()
+    name = "AUROC" if value == "auroc" else value.replace("_", " ")
+    what = name[0].upper() + name[1:] + (f", mean of {seeds} seeds" if seeds > 1 else "")
+    what += "" if subset == "all" else f", {subset} images"
+    figure, grid = _panels(1, 1, 0.27 * len(runs) + 1.6, f"{what}{_how_many(rows)}")
+    axes = grid[0, 0]
+    sns.heatmap(
+        data=cells,
+        ax=axes,
+        annot=True,
+        fmt=".2f",
+        cmap="viridis",
+        vmin=0,
+        vmax=1,
+        linewidths=0.5,
+        linecolor="white",
+        annot_kws={"fontsize": 9},
+        cbar_kws={"label": f"{name} (fraction)"},
+        xticklabels=[model_name(model).replace(" ", "\n") for model in models],
+        yticklabels=[attack_name(*run) for run in runs],
+    )
+    for k in range(1, len(runs)):
+        if runs[k][0] != runs[k - 1][0]:
+            axes.axhline(k, color="black", linewidth=1)
+    axes.tick_params(length=0, labelrotation=0)
+    axes.grid(False)
+    axes.set(xlabel="model", ylabel="attack and epsilon")
+    return figure

@@ -1,0 +1,180 @@
+"""The classifiers: DenseNet-121 on pixels in [0, 1], its starting weights, saving and loading, and two without a network."""
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+from torch import nn
+
+from lib import study
+
+with warnings.catch_warnings():  # importing it silences every warning of the process
+    import torchxrayvision as xrv
+
+XRV_RANGE = 1024.0  # TorchXRayVision's networks take pixels in [-1024, 1024]
+XRV_WEIGHTS = tuple(name for name in xrv.models.model_urls if name.startswith("densenet121"))
+XRV_CACHE = Path("~/.torchxrayvision/models_data")
+# What a TorchXRayVision file may hold beside tensors; unpickling anything else could run code.
+XRV_CLASSES = [
+    xrv.models.DenseNet,
+    xrv.models._DenseLayer,
+    xrv.models._DenseBlock,
+    xrv.models._Transition,
+    nn.Sequential,
+    nn.BatchNorm2d,
+    nn.MaxPool2d,
+    nn.ReLU,
+    nn.Linear,
+    nn.Conv2d,
+    nn.AvgPool2d,
+]
+
+
+class PixelDenseNet(nn.Module):
+    """DenseNet-121 (Huang et al. 2017) that takes RGB pixels: float32 (N, 3, H, W) in [0, 1] to logits (N, 2), benign first.
+
+    Scaling to the range of TorchXRayVision's networks happens inside, so attacks and pictures speak pixels.
+    H and W are at least 32.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.network = torchvision.models.densenet121(num_classes=2)
+
+    def forward(self, images):
+        return self.network((2 * images - 1) * XRV_RANGE)
+
+
+def build(pretrained="none", weights_dir="", seed=0):
+    """A DenseNet-121 with new classifier, in eval mode, on the CPU.
+
+    pretrained: "none", one of XRV_WEIGHTS (chest X-rays; downloaded to `weights_dir`, by default TorchXRayVision's own
+    cache), or the path of a checkpoint written by `save`. The random parts depend on `seed` only.
+    Raises ValueError for an unknown name or a file that does not fit, ConnectionError where a download fails.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = PixelDenseNet()
+    if pretrained in XRV_WEIGHTS:
+        state = _expand_to_rgb(_load_xrv(pretrained, weights_dir).state_dict())
+        own = model.network.state_dict()
+        state = {
+            name: value for name, value in state.items() if name in own and not name.startswith("classifier.")
+        }
+        left_over = [name for name in own if name not in state and not name.startswith("classifier.")]
+        if left_over:
+            raise ValueError(
+                f"The weights {pretrained!r} lack {len(left_over)} layers, {left_over[0]} first: not a DenseNet-121."
+            )
+        model.network.load_state_dict(state, strict=False)
+    elif str(pretrained).endswith(".safetensors"):
+        model = load(pretrained)
+    elif pretrained != "none":
+        raise ValueError(
+            f"Unknown starting weights {pretrained!r}: use 'none', one of {', '.join(XRV_WEIGHTS)}, or the path of a .safetensors file."
+        )
+    return model.eval()
+
+
+def _expand_to_rgb(state):
+    """The first convolution for three channels: its response to a gray image stays what it was."""
+    first = state["features.conv0.weight"]
+    return state | {"features.conv0.weight": first.repeat(1, 3, 1, 1) / 3}
+
+
+def _load_xrv(name, weights_dir=""):
+    """The whole model that TorchXRayVision stores under this name, read without running code from the file."""
+    url = xrv.models.model_urls[name]["weights_url"]
+    folder = Path(weights_dir or XRV_CACHE).expanduser()
+    path = folder / os.path.basename(url)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), progress=True)
+        except OSError as error:
+            raise ConnectionError(
+                f"Could not download {url} ({error}). Offline? Put the file {path.name} into {folder}, "
+                "name its folder in weights_dir, or start from pretrained: none."
+            ) from error
+    try:
+        with torch.serialization.safe_globals(XRV_CLASSES):
+            model = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises several kinds for damaged and for unsafe files
+        raise ValueError(
+            f"{path} is damaged or holds something other than a TorchXRayVision DenseNet: {error}. Delete it to download it anew."
+        ) from error
+    if not isinstance(model, xrv.models.DenseNet):
+        raise ValueError(
+            f"{path} holds a {type(model).__name__}, not a TorchXRayVision DenseNet: delete it to download it anew."
+        )
+    return model
+
+
+def save(model, path, made):
+    """Write the weights as safetensors and, beside them, `made` (how they were made) as JSON. Whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, partial)
+    os.replace(partial, path)
+    study.write_recipe(path, made)
+
+
+def load(path):
+    """The model of a checkpoint written by `save`, in eval mode. Raises FileNotFoundError, or ValueError where it does not fit."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"No checkpoint {path}: train it, or give the path of a .safetensors file.")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): train it anew or copy it again.") from error
+    model = PixelDenseNet()
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} does not fit: a DenseNet-121 with two outputs is needed. {str(error).splitlines()[1].strip()}"
+        ) from error
+    return model.eval()
+
+
+def p_malignant(model, images):
+    """The model's probability of malignant, a float array (n,), for float32 images (n, 3, H, W) in [0, 1]."""
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        return model.eval()(images.to(device)).softmax(1)[:, 1].cpu().numpy()
+
+
+def color_features(pixels):
+    """float64 (n, 6): mean and standard deviation of R, G, B of uint8 or float images (n, H, W, 3) in one value range."""
+    return np.stack(
+        [
+            np.concatenate([image.mean((0, 1)), image.std((0, 1))])
+            for image in (np.asarray(p, np.float64) for p in pixels)
+        ]
+    )
+
+
+def fit_color_only(pixels, labels):
+    """The color_only model: an SVM on six numbers an image. What it reaches needs no network.
+
+    Returns a function from images (n, H, W, 3) to margins (n,), malignant where positive.
+    """
+    classifier = make_pipeline(StandardScaler(), SVC(class_weight="balanced")).fit(
+        color_features(pixels), labels
+    )
+    return lambda images: classifier.decision_function(color_features(images))
+
+
+def always_malignant(images):
+    """The model that answers malignant whatever it is shown: margins (n,) of one."""
+    return np.ones(len(images))

@@ -1,0 +1,499 @@
+"""Publishing: a finished run becomes `reports/<run>/`, whole or not at all.
+
+`publish` builds the folder beside its place and swaps it in. The pages need nothing from the network, link the figures instead
+of holding them, and read well in light and dark. Of a run on real tissue everything that shows tissue goes into images/, which
+git ignores; `tissue_leaks` checks that for the files git tracks.
+"""
+
+import copy
+import gzip
+import html
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from lib import evaluation
+from lib.study import home, require, run_folder
+
+DATA_FILES = ("summary.md", "results.json", "predictions.csv.gz", "attacks.csv", "split.csv", "dataset.json")
+DRAWN_BANNER = "Drawn tissue: these numbers are no medical evidence."
+MODELS = (
+    "baseline",
+    "gaussian_noise",
+    "merged_fgsm",
+    "adversarial_training",
+    "always_malignant",
+    "color_only",
+)
+ATTACKS = {"none": "clean", "fgsm": "FGSM", "pgd": "PGD", "worst_case": "worst case"}
+WIDGET_NOTE = "In JupyterLab a slider stands here; the figure above is the same function at fixed values."
+WIDGET = "application/vnd.jupyter.widget-view+json"
+# Longer messages are cut to their end; the executed notebook under runs/ has them all.
+MESSAGE_LINES = 200
+
+
+def published_metrics(run):
+    """The metrics of another published report as records, to show beside; none where `run` is empty.
+
+    Raises FileNotFoundError where there is no such report.
+    """
+    if not run:
+        return []
+    path = home() / "reports" / run / "results.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"No published report {run!r} to compare with: run it first, or set compare_with to nothing."
+        )
+    return json.loads(path.read_text("utf-8"))["metrics"]
+
+
+def summary(results, split_by, primary_defense, other=()):
+    """The report in Markdown: what it rests on, one table, pictures, checks. other: metrics of a run to show beside."""
+    about = results["dataset"]
+    rows = [row for row in results["metrics"] if row["subset"] == "all" and row["split_by"] == split_by]
+    epsilons = sorted({row["epsilon"] for row in rows if row["attack"] == "pgd"})
+    tests = [("none", 0.0), *(("fgsm", e) for e in epsilons), *(("pgd", e) for e in epsilons)]
+    tests += [("worst_case", e) for e in epsilons]
+
+    def table(rows):
+        found = {(row["model"], row["attack"], row["epsilon"]): row for row in rows}
+        models = [name for name in MODELS if (name, "none", 0.0) in found]
+        lines = [
+            "| test | " + " | ".join(name.replace("_", " ") for name in models) + " |",
+            "|---" * (len(models) + 1) + "|",
+        ]
+        for attack, epsilon in tests:
+            cells = [found.get((name, attack, epsilon)) for name in models]
+            cells = [
+                evaluation.number(row["accuracy"]) + evaluation.interval(row) if row else "" for row in cells
+            ]
+            name = ATTACKS[attack] + (f" {evaluation.format_epsilon(epsilon)}" if epsilon else "")
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        for quantity in ("balanced_accuracy", "sensitivity", "specificity"):
+            cells = [evaluation.number(found[name, "none", 0.0][quantity]) for name in models]
+            lines.append(f"| clean {quantity.replace('_', ' ')} | " + " | ".join(cells) + " |")
+        return lines
+
+    clean = [row for row in rows if row["attack"] == "none"]
+    baseline = next(row for row in clean if row["model"] == "baseline")
+    banner = [f"# {DRAWN_BANNER}", ""] if about["synthetic"] else []
+    split = (
+        "no case on two sides"
+        if split_by == "case"
+        else "as the papers split: images of one case are on several sides"
+    )
+    text = [
+        *banner,
+        f"# How easily is the classifier fooled, and which defense holds? ({results['run']})",
+        "",
+        f"{about['name']}, {about['images']} images of {about['cases']} cases; split by {split_by} ({split}). "
+        f"{baseline['n']} test images of {baseline['n_cases']} cases; in brackets 95 % intervals from resampling cases.",
+        "",
+        "## Accuracy on the test images",
+        "",
+        *table(rows),
+        "",
+        f"The defense declared on validation is **{primary_defense.replace('_', ' ')}**. Worst case: right clean and under every "
+        "attack at every epsilon up to the one named. Random noise of the same size is the control; see notebook 3.",
+        "",
+        "![Accuracy against epsilon for every model](figures/06_curves.png)",
+        "",
+        "![Accuracy of every model under every attack](figures/06_accuracy.png)",
+    ]
+    leaks = {
+        (row["model"], row["split_by"]): row
+        for row in results["metrics"]
+        if row["subset"] == "all" and row["attack"] == "none"
+    }
+    if ("color_only", "image") in leaks and ("color_only", "case") in leaks:
+        by_image, by_case = (leaks["color_only", kind] for kind in ("image", "case"))
+        text += [
+            "",
+            "## What accuracy is made of",
+            "",
+            f"Six numbers of color an image, no network: {evaluation.number(by_image['accuracy'])}{evaluation.interval(by_image)} split by image, "
+            f"{evaluation.number(by_case['accuracy'])}{evaluation.interval(by_case)} split by case "
+            f"(balanced {evaluation.number(by_image['balanced_accuracy'])} and {evaluation.number(by_case['balanced_accuracy'])}).",
+        ]
+    if other:
+        beside = [row for row in other if row["subset"] == "all" and row["split_by"] == split_by]
+        seeds = sorted({row["seed"] for row in beside})
+        text += ["", f"## Beside: the same study with seed {', '.join(map(str, seeds))}", "", *table(beside)]
+    text += ["", "## Checks", ""]
+    for check in results["checks"]:
+        value = "" if check["value"] is None else f" ({check['value']:.3f})"
+        text.append(f"- {check['model'].replace('_', ' ')}: {check['name']} – **{check['verdict']}**{value}")
+    return "\n".join(text) + "\n"
+
+
+def publish(run, provenance):
+    """Build `reports/<run>/` from `runs/<run>/`, put it in the place of the last one, and return its index.html.
+
+    provenance: {"commit", "versions", "device", "started", "seconds"}, which goes into results.json.
+    Raises FileNotFoundError when the run lacks a file, ValueError when results.json is no valid JSON (a NaN counts as that);
+    then the last report is as it was.
+    """
+    report = home() / "reports" / run
+    new, old = (report.with_name(f".{run}.{part}") for part in ("new", "old"))
+    report.parent.mkdir(parents=True, exist_ok=True)
+    if old.exists() and not report.exists():
+        # A publisher was killed between its two renames.
+        old.rename(report)
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        new.mkdir()
+        _build(run, new, provenance)
+        if report.exists():
+            report.rename(old)
+        try:
+            new.rename(report)
+        except OSError:
+            if old.exists():
+                old.rename(report)
+            raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if report.exists():
+            shutil.rmtree(old, ignore_errors=True)
+    return report / "index.html"
+
+
+def tissue_leaks(report_folder, files):
+    """What must not be tracked in a report on real tissue, one sentence each; an empty list for drawn tissue.
+
+    files: the tracked files, absolute or relative to the report folder. A report counts as real unless its dataset.json or
+    results.json says that the tissue is drawn. Refused are HTML, notebooks, anything under images/, and every picture that
+    is not a PNG marked "Shows tissue": "no".
+    """
+    report_folder = Path(report_folder)
+    if _is_drawn(report_folder):
+        return []
+    leaks = []
+    for file in files:
+        path = report_folder / file
+        if path.suffix.lower() in (".html", ".htm", ".ipynb"):
+            leaks.append(f"{path}: a page of a real-data report may hold tissue")
+        elif "images" in path.relative_to(report_folder).parts[:-1]:
+            leaks.append(f"{path}: images/ is for what shows tissue")
+        elif path.suffix.lower() == ".png":
+            mark = _shows_tissue(path)
+            if mark != "no":
+                leaks.append(
+                    f"{path}: Shows tissue = {mark or 'not said'}, only a figure marked 'no' may be tracked"
+                )
+        elif path.suffix.lower() in (
+            ".jpg",
+            ".jpeg",
+            ".tif",
+            ".tiff",
+            ".gif",
+            ".webp",
+            ".bmp",
+            ".svg",
+            ".pdf",
+            ".npy",
+        ):
+            leaks.append(f"{path}: only PNG files say whether they show tissue")
+    return leaks
+
+
+def _is_drawn(report_folder):
+    for name, keys in (("dataset.json", ("synthetic",)), ("results.json", ("dataset", "synthetic"))):
+        try:
+            value = json.loads((report_folder / name).read_text("utf-8"))
+            for key in keys:
+                value = value[key]
+            return value is True
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return False
+
+
+def _shows_tissue(path):
+    """What a PNG says of itself under "Shows tissue": "yes", "no", or "" when it says nothing or cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Shows tissue", "")
+    except OSError:
+        return ""
+
+
+# ---------------------------------------------------------------------------------------------- the report's files
+
+
+def _build(run, report, provenance):
+    source = run_folder(run)
+    dataset = json.loads(require(run, "dataset.json").read_text("utf-8"))
+    drawn = dataset["synthetic"] is True
+    shutil.copyfile(source / "dataset.json", report / "dataset.json")
+    shutil.copyfile(require(run, "attacks.csv"), report / "attacks.csv")
+    _write_split(require(run, "split.csv"), report / "split.csv")
+    _write_predictions(require(run, "predictions.csv.gz"), report / "predictions.csv.gz")
+    _write_results(require(run, "results.json"), report / "results.json", provenance)
+
+    # Where everything lies that a page can link to, by the name under which notebooks and summary know it.
+    places = {name: name for name in DATA_FILES}
+    for figure in sorted((source / "figures").glob("*.png")):
+        hidden = not drawn and _shows_tissue(figure) != "no"
+        place = f"{'images/' if hidden else ''}figures/{figure.name}"
+        places[f"figures/{figure.name}"] = place
+        (report / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(figure, report / place)
+
+    notebooks = sorted((source / "notebooks").glob("*.ipynb"))
+    folder = "" if drawn else "images/"
+    for notebook in notebooks:
+        # Links between notebooks become links between their pages.
+        places[notebook.name] = places[f"{notebook.stem}.html"] = f"{folder}{notebook.stem}.html"
+    places["index.html"] = "index.html"
+
+    summary = require(run, "summary.md").read_text("utf-8")
+    (report / "summary.md").write_text(_without_hidden_figures(summary, places), "utf-8")
+    if not drawn:
+        (report / "images").mkdir(exist_ok=True)
+        (report / ".gitignore").write_text(
+            "# Whatever can show tissue stays out of git.\nimages/\n*.html\n", "utf-8"
+        )
+
+    pages = [(notebook.stem, _title(notebook)) for notebook in notebooks]
+    index = _index_body(run, summary, dataset, provenance, pages)
+    for place in {"index.html", f"{folder}index.html"}:
+        _write_page(report / place, f"{run}: summary", index, "index", pages, places, drawn)
+    for notebook, (stem, title) in zip(notebooks, pages, strict=True):
+        body = _notebook_body(notebook, places)
+        _write_page(report / places[notebook.name], title, body, stem, pages, places, drawn)
+
+
+def _write_split(source, target):
+    """The split without the machine's own paths."""
+    import pandas as pd
+
+    pd.read_csv(source, dtype=str, keep_default_na=False).drop(columns="path", errors="ignore").to_csv(
+        target, index=False
+    )
+
+
+def _write_predictions(source, target):
+    """The same table always gives the same bytes: a gzip file without name and time."""
+    with gzip.open(source) as table:
+        target.write_bytes(gzip.compress(table.read(), mtime=0))
+
+
+def _write_results(source, target, provenance):
+    """One row of a table a line, which keeps changes readable in git."""
+    results = json.loads(source.read_text("utf-8"), parse_constant=_no_constant) | {"provenance": provenance}
+    parameters = results.get("parameters", {})
+    # The folders of one machine tell a reader nothing; their last part does.
+    results["parameters"] = {
+        name: Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+        for name, value in parameters.items()
+    }
+    parts = []
+    for name, value in results.items():
+        if isinstance(value, list) and value:
+            text = "[\n" + ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in value) + "\n ]"
+        else:
+            text = json.dumps(value, ensure_ascii=False)
+        parts.append(f" {json.dumps(name)}: {text}")
+    target.write_text("{\n" + ",\n".join(parts) + "\n}\n", "utf-8")
+
+
+def _no_constant(name):
+    raise ValueError(f"results.json holds {name}; what does not exist must be null")
+
+
+def _without_hidden_figures(summary, places):
+    """The summary without the lines whose figure shows tissue; it is tracked, and its figures with it."""
+
+    def is_shown(line):
+        figures = re.findall(r"figures/[^\s)\"'>]+", line)
+        return all(places.get(figure, figure) == figure for figure in figures)
+
+    return "".join(line for line in summary.splitlines(keepends=True) if is_shown(line))
+
+
+# ---------------------------------------------------------------------------------------------- the pages
+
+
+def _title(notebook):
+    for cell in json.loads(notebook.read_text("utf-8"))["cells"]:
+        heading = re.search(r"^# +(.+)", "".join(cell["source"]), re.MULTILINE)
+        if cell["cell_type"] == "markdown" and heading:
+            return re.sub(r"[*_`]", "", heading[1]).strip()
+    return notebook.stem
+
+
+def _index_body(run, summary, dataset, provenance, pages):
+    from nbconvert.filters import markdown2html
+
+    links = "".join(f'<li><a href="{stem}.html">{html.escape(title)}</a></li>' for stem, title in pages)
+    files = ", ".join(f'<a href="{name}">{name}</a>' for name in DATA_FILES)
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    facts = [
+        ("Run", run),
+        ("Images", f"{dataset['name']}: {dataset['images']} images of {dataset['cases']} cases"),
+        ("Started", provenance["started"]),
+        ("Computed in", f"{provenance['seconds'] / 60:.1f} minutes on {provenance['device']}"),
+        ("Commit", provenance["commit"] or "not under git"),
+        ("Versions", versions),
+    ]
+    rows = "".join(f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in facts)
+    return (
+        f"{markdown2html(summary)}\n<h2>The notebooks, as they ran</h2>\n<ul>{links}</ul>\n"
+        f'<h2>The data behind it</h2>\n<p>{files}</p>\n<h2>How it was made</h2>\n<table class="facts">{rows}</table>'
+    )
+
+
+def _notebook_body(notebook, places):
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    content = nbformat.read(notebook, as_version=4)
+    content.metadata.pop("widgets", None)
+    for cell in content.cells:
+        if cell.cell_type == "code":
+            cell.outputs = _readable_outputs(cell.outputs, places)
+    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    body, _ = exporter.from_notebook_node(content)
+    return body.replace(f"{home()}{os.sep}", "")
+
+
+def _readable_outputs(outputs, places):
+    """Figures as links, widgets as a note, what went to stderr folded away."""
+    kept, messages = [], ""
+    for output in copy.deepcopy(outputs):
+        data = output.get("data", {})
+        if output.output_type == "stream" and output.name == "stderr":
+            messages += output.text
+        elif WIDGET in data:
+            kept.append(_html_output(f'<p class="note">{WIDGET_NOTE}</p>'))
+        elif "image/png" in data and (figure := _figure(output.metadata, places)):
+            kept.append(_html_output(figure))
+        else:
+            kept.append(output)
+    lines = [
+        re.sub(r"\x1b\[[\d;]*[A-Za-z]", "", line).rstrip("\r").rsplit("\r", 1)[-1]
+        for line in messages.split("\n")
+    ]
+    lines = [line for line in lines if line.strip()][-MESSAGE_LINES:]
+    if lines:
+        text = html.escape("\n".join(lines))
+        kept.append(
+            _html_output(f"<details><summary>Progress and messages</summary><pre>{text}</pre></details>")
+        )
+    return kept
+
+
+def _figure(metadata, places):
+    """The link to a published figure, or "" when the output does not say which it is."""
+    about = {**metadata, **metadata.get("image/png", {})}
+    if about.get("filename") not in places:
+        return ""
+    return f'<img src="{html.escape(about["filename"])}" alt="{html.escape(about.get("alt", ""))}">'
+
+
+def _html_output(text):
+    from nbformat.v4 import new_output
+
+    return new_output("display_data", {"text/html": text})
+
+
+def _write_page(path, title, body, current, pages, places, drawn):
+    """One page: banner, links to all pages, body; every link to a published file made relative to this page."""
+    links = [("index", "Summary"), *((stem, stem[:2]) for stem, _ in pages)]
+    titles = dict(pages)
+    navigation = ""
+    for stem, label in links:
+        here = ' aria-current="page"' if stem == current else ""
+        navigation += (
+            f'<a href="{stem}.html" title="{html.escape(titles.get(stem, label))}"{here}>{label}</a> '
+        )
+    following = [stem for stem, _ in pages if stem > current or current == "index"][:1]
+    ending = "".join(
+        f'<p class="next"><a href="{stem}.html">Next: {html.escape(titles[stem])}</a></p>'
+        for stem in following
+    )
+    text = PAGE.format(
+        title=html.escape(title),
+        style=STYLE + _code_style(),
+        banner=f'<p class="banner">{DRAWN_BANNER}</p>' if drawn else "",
+        navigation=navigation,
+        body=body,
+        ending=ending,
+    )
+    report = path.parents[1] if path.parent.name == "images" else path.parent
+
+    def relative(match):
+        if match[2] not in places:
+            return match[0]
+        return f'{match[1]}="{os.path.relpath(report / places[match[2]], path.parent)}{match[3]}"'
+
+    path.write_text(re.sub(r'(src|href)="([^"#:]+)((?:#[^"]*)?)"', relative, text), "utf-8")
+
+
+def _code_style():
+    from pygments.formatters import HtmlFormatter
+
+    light = HtmlFormatter(style="default").get_style_defs(".highlight")
+    dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
+    return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n.highlight {{ background: var(--code) }}\n"
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+{banner}
+<nav>{navigation}</nav>
+<main>
+{body}
+</main>
+{ending}
+</body>
+</html>
+"""
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1c2024; --page: #fff; --code: #f5f6f8; --line: #d5d9de; --link: #0a58ca; --soft: #5b636b;
+  --banner: #8a1c1c }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #dfe3e8; --page: #16191d; --code: #20252b; --line: #3a424b; --link: #7db3ff; --soft: #9aa4ae; --banner: #a12a2a } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 62rem; padding: 0 1.2rem 4rem; background: var(--page); color: var(--text);
+  font: 1.02rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif }
+a { color: var(--link) }
+.banner { margin: 0 -1.2rem; padding: .8rem 1.2rem; background: var(--banner); color: #fff; font-size: 1.35rem; font-weight: 700;
+  text-align: center }
+nav { display: flex; flex-wrap: wrap; gap: .3rem 1rem; padding: .8rem 0; border-bottom: 1px solid var(--line) }
+nav a { text-decoration: none }
+nav a[aria-current] { color: var(--text); font-weight: 700 }
+h1, h2, h3 { line-height: 1.25; margin: 1.8rem 0 .6rem }
+h1 { font-size: 1.9rem } h2 { font-size: 1.4rem } h3 { font-size: 1.15rem }
+.anchor-link { display: none }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px }
+pre, code { font: .88rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace }
+p code, li code, td code { background: var(--code); padding: .1em .3em; border-radius: 3px }
+pre { margin: .6rem 0; overflow-x: auto }
+.highlight { margin: .6rem 0; padding: .1rem .9rem; border: 1px solid var(--line); border-radius: 5px }
+.celltag_parameters .highlight, .celltag_injected-parameters .highlight { border-left: 4px solid var(--link) }
+.output, .jp-OutputArea { overflow-x: auto }
+table { display: block; overflow-x: auto; width: max-content; max-width: 100%; border: 0; border-collapse: collapse; margin: .8rem 0; font-size: .92rem;
+  font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .7rem; border: 0 solid var(--line); border-bottom-width: 1px; text-align: right; vertical-align: top }
+th { font-weight: 600 }
+th:first-child, td:first-child, .facts td { text-align: left } .facts th { white-space: nowrap } .facts td { white-space: normal; overflow-wrap: anywhere }
+details { margin: .6rem 0; color: var(--soft) } summary { cursor: pointer }
+.note { color: var(--soft); font-style: italic }
+.next { margin-top: 2.5rem; padding-top: 1rem; border-top: 1px solid var(--line) }
+"""

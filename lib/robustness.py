@@ -1,0 +1,184 @@
+"""Shows a model the test images, as they are and under attack, and keeps the rows of the predictions table."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from lib import attacks, data, evaluation, models, study, training
+
+ATTACKS = ("random_noise", "fgsm", "pgd", "transfer_fgsm")
+WITHOUT_NETWORK = ("random_noise", "transfer_fgsm")  # what needs no gradient of the model itself
+BATCH = 16
+
+
+def checkpoint(folder, model, fold=0):
+    """Where a run keeps a model's weights: models/<model>.safetensors, with the fold's number from the second fold on."""
+    return folder / "models" / f"{model}{f'_fold{fold}' if fold else ''}.safetensors"
+
+
+def starting_weights(folder, pretrained, fold=0):
+    """What `models.build` starts from: the checkpoint that 02 trained on another magnification for "200X", else as given."""
+    magnification = data.source_magnification(pretrained)
+    return checkpoint(folder, f"source_{magnification}X", fold) if magnification else pretrained
+
+
+def start_recipe(start):
+    """Starting weights for a recipe: the hash of a checkpoint, or the name."""
+    return study.file_hash(start) if Path(start).is_file() else str(start)
+
+
+def attack_table(epsilons, pgd_steps):
+    """What each attack name means in this run, one row an attack: steps, restarts, step size, queries, precision.
+
+    epsilons: fractions in [0, 1]; queries counts passes through the model for an image, at most.
+    """
+    starts = 2
+    rows = {
+        "none": (0, 0, "", 1),
+        "random_noise": (0, 0, "", 1),
+        "fgsm": (1, 0, "epsilon", 2),
+        "pgd": (pgd_steps, starts - 1, f"{2.5 / pgd_steps:g} epsilon", 1 + starts * (2 * pgd_steps + 1)),
+        "transfer_fgsm": (1, 0, "epsilon", 1),
+    }
+    columns = ["name", "description", "steps", "restarts", "step_size", "queries", "epsilons", "precision"]
+    shown = " ".join(f"{epsilon * 255:g}/255" for epsilon in epsilons)
+    return pd.DataFrame(
+        [
+            (name, attacks.DESCRIPTIONS[name], *values, "0" if name == "none" else shown, "float32")
+            for name, values in rows.items()
+        ],
+        columns=columns,
+    )
+
+
+def evaluate(
+    folder, name, images, names, *, epsilons=(), pgd_steps=0, seed=0, source="baseline", margins=None
+):
+    """The model's predictions on the test images of every fold under each attack of `names`. Returns the rows.
+
+    folder: the run's; images: `data.Images`; epsilons: fractions in [0, 1]; source: the model whose FGSM images
+    `transfer_fgsm` shows; margins(fold) gives, for a model without a network, a function from images (n, H, W, 3) to margins.
+    Each attack's rows (PGD: each epsilon's) are a file in predictions/, kept: the same call goes on where it was killed.
+    """
+    rows = []
+    for fold in images.folds:
+        test = images.side("test", fold)
+        batch, labels = test.tensors()
+        path, source_path = checkpoint(folder, name, fold), checkpoint(folder, source, fold)
+        network = None
+        for attack in names:
+            if attack == "transfer_fgsm" and name == source:
+                continue  # its own FGSM images are not a transfer
+            transfers = attack == "transfer_fgsm"
+            groups = (
+                [(epsilon,) for epsilon in epsilons]
+                if attack == "pgd"
+                else [(0.0,) if attack == "none" else tuple(epsilons)]
+            )
+            for group in groups:
+                recipe = {
+                    "model": name if margins else study.file_hash(path),
+                    "source": study.file_hash(source_path) if transfers else "",
+                    "images": [test.fingerprint, list(batch.shape)],
+                    "attack": [attack, list(group), pgd_steps if attack == "pgd" else 0],
+                    "seed": seed,
+                    "split_by": test.table["split_by"].iloc[0],
+                    "code": study.code_hash("attacks", "evaluation", "models", "robustness"),
+                }
+                tail = f"-{group[0] * 255:g}" if attack == "pgd" else ""
+                piece = folder / "predictions" / f"{name}-{attack}{tail}-{recipe['split_by']}{fold}.csv.gz"
+                if study.is_current(piece, recipe):
+                    rows.append(evaluation.read_piece(piece))
+                    continue
+                if network is None and margins is None:
+                    network = models.load(path).to(training.device())
+                answer = margins(fold) if margins else None
+                attacker = models.load(source_path).to(training.device()) if transfers else network
+                made = perturb(
+                    attacker, batch, labels, attack, group, pgd_steps, seed, f"{name} under {attack}"
+                )
+                part = pd.concat(
+                    [
+                        evaluation.prediction_rows(
+                            test.table,
+                            model=name,
+                            attack=attack,
+                            epsilon=epsilon,
+                            margins=answer(perturbed.permute(0, 2, 3, 1).numpy())
+                            if answer
+                            else evaluation.predict(network, perturbed, BATCH),
+                            seed=seed,
+                            source_model=source if transfers else "",
+                            **({} if attack == "none" else {"clean": batch, "perturbed": perturbed}),
+                        )
+                        for epsilon, perturbed in zip(group, made, strict=True)
+                    ],
+                    ignore_index=True,
+                )
+                evaluation.write_piece(part, piece)
+                study.write_recipe(piece, recipe)
+                rows.append(part)
+    return pd.concat(rows, ignore_index=True)
+
+
+def evaluate_without_network(folder, images, names, *, epsilons=(), seed=0, source="baseline"):
+    """`evaluate` for always_malignant and for color_only, fitted to the training images (whole fields of view)."""
+
+    def color_only(fold):
+        train = images.side("train", fold)
+        return models.fit_color_only(train.pixels[:] / 255, train.labels)
+
+    answers = {"always_malignant": lambda fold: models.always_malignant, "color_only": color_only}
+    options = {"epsilons": epsilons, "seed": seed, "source": source}
+    return [
+        evaluate(folder, name, images, names, margins=margins, **options) for name, margins in answers.items()
+    ]
+
+
+def examples(model, side, per_class=2):
+    """Positions of the first images of each class that the model gets right (of any, where it gets too few right)."""
+    batch, _ = side.tensors()
+    right = (evaluation.predict(model, batch, BATCH) > 0) == (side.labels == 1)
+    chosen = []
+    for label in (0, 1):
+        mine = np.flatnonzero(side.labels == label)
+        chosen += sorted(mine, key=lambda k: not right[k])[:per_class]
+    return [int(k) for k in chosen]
+
+
+def perturb(model, images, labels, attack, epsilons, pgd_steps=0, seed=0, label=None):
+    """The images under one attack: a list of float32 batches (n, 3, H, W) on the CPU, one for each epsilon (a fraction).
+
+    Random parts depend on `seed` and the epsilon only. `label` names the work where it takes long enough to show progress.
+    """
+    if attack == "none":
+        return [images]
+    generators = [
+        torch.Generator().manual_seed(seed * 100_003 + round(epsilon * 255_000)) for epsilon in epsilons
+    ]
+    if attack == "random_noise":
+        return [
+            attacks.random_noise(images, epsilon, generator)
+            for epsilon, generator in zip(epsilons, generators, strict=True)
+        ]
+    done = [[] for _ in epsilons]
+    for start in tqdm(range(0, len(images), BATCH), desc=label, unit="batch", delay=10, leave=False):
+        x, y = (part[start : start + BATCH].to(training.device()) for part in (images, labels))
+        x = x.contiguous(memory_format=torch.channels_last)
+        if attack in ("fgsm", "transfer_fgsm"):
+            batches = attacks.fgsm(model, x, y, epsilons)
+        elif attack == "pgd":
+            batches = (
+                attacks.pgd(
+                    model, x, y, epsilon, pgd_steps, attacks.pgd_step_size(epsilon, pgd_steps), generator
+                )
+                for epsilon, generator in zip(epsilons, generators, strict=True)
+            )
+        else:
+            raise ValueError(f"Unknown attack {attack!r}: use one of {', '.join(attacks.DESCRIPTIONS)}.")
+        for kept, batch in zip(done, batches, strict=True):
+            kept.append(batch.cpu())
+    return [torch.cat(kept) for kept in done]

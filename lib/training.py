@@ -1,0 +1,277 @@
+"""The one training loop. Models differ by the images they are given and by hooks that change a batch before the loss."""
+
+import math
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from lib import attacks, models, study
+
+SUDDEN_LOSS = (
+    0.2  # FGSM accuracy above PGD accuracy on validation by this: catastrophic overfitting (Wong et al. 2020)
+)
+
+
+def device():
+    """The GPU where there is one, otherwise the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def training_dtype(precision):
+    """torch.bfloat16 or torch.float32 for "bfloat16", "float32" or "auto": bfloat16 where the machine multiplies in it.
+
+    Without matrix units for it (AMX on Intel) a CPU is no faster in bfloat16. Raises ValueError for another name.
+    """
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"Unknown precision {precision!r}: use auto, float32 or bfloat16.")
+    if precision == "auto":
+        gains = (
+            torch.cuda.is_bf16_supported()
+            if torch.cuda.is_available()
+            else torch.cpu.get_capabilities().get("amx_bf16")
+        )
+        precision = "bfloat16" if gains else "float32"
+    return getattr(torch, precision)
+
+
+def augment(pixels, generator):
+    """uint8 (n, S, W, 3) to float32 (n, 3, S, S) in [0, 1]: a random square, flips and right-angle rotations (tissue has no up)."""
+    size, width = pixels.shape[1:3]
+    draws = torch.stack(
+        [torch.randint(0, high, (len(pixels),), generator=generator) for high in (width - size + 1, 2, 4)], 1
+    )
+    batch = torch.empty(len(pixels), 3, size, size)
+    for row, (left, flip, turns) in enumerate(draws.tolist()):
+        square = torch.from_numpy(np.ascontiguousarray(pixels[row, :, left : left + size])).permute(2, 0, 1)
+        if flip:
+            square = square.flip(2)
+        batch[row] = square.rot90(turns, (1, 2)).float() / 255
+    return batch
+
+
+def merge_fgsm(model, side, epsilon, batch_size=16):
+    """The merged set of Alam et al.: the images of `side`, then their FGSM images for `model` at epsilon (a fraction).
+
+    The images are attacked whole, before cropping, and rounded to 8 bits as a data set on disk would be.
+    """
+    originals, labels = side.pixels[:], torch.from_numpy(side.labels)
+    merged = np.concatenate([originals, originals])
+    starts = range(0, len(side), batch_size)
+    for start in tqdm(starts, desc="making FGSM images", unit="batch", delay=10):
+        rows = slice(start, start + batch_size)
+        images = torch.from_numpy(originals[rows]).permute(0, 3, 1, 2).float().div(255).to(device())
+        perturbed = next(attacks.fgsm(model, images, labels[rows].to(device()), [epsilon]))
+        merged[len(side) :][rows] = perturbed.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return replace(side, pixels=merged, labels=np.concatenate([side.labels, side.labels]))
+
+
+def add_gaussian_noise(sigma):
+    """A hook that adds fresh Gaussian noise to every training image, clipped to [0, 1] (Li & Liu 2023, section 3.2).
+
+    sigma: standard deviation in pixel values of [0, 1].
+    """
+
+    def change(model, images, labels, generator):
+        noise = torch.randn(images.shape, generator=generator)
+        return (images + sigma * noise.to(images.device)).clamp(0, 1)
+
+    return change
+
+
+def add_fresh_fgsm(epsilon):
+    """A hook that makes half of each batch adversarial for the model as it is now (FGSM from a random start)."""
+
+    def change(model, images, labels, generator):
+        half = len(images) // 2
+        perturbed = attacks.fgsm_from_random_start(model, images[half:], labels[half:], epsilon, generator)
+        return torch.cat([images[:half], perturbed])
+
+    return change
+
+
+def pgd_threat(epsilon, steps=5):
+    """The validation images of a model trained against an attacker: PGD with a few steps, the same noise every epoch."""
+
+    def change(model, images, labels):
+        generator = torch.Generator().manual_seed(0)
+        step_size = attacks.pgd_step_size(epsilon, steps)
+        return attacks.pgd(model, images, labels, epsilon, steps, step_size, generator, random_starts=0)
+
+    return change
+
+
+def fgsm_threat(epsilon):
+    """The validation images under one FGSM step: what a model that only learned to mislead FGSM still gets right."""
+    return lambda model, images, labels: next(attacks.fgsm(model, images, labels, [epsilon]))
+
+
+def score(model, images, labels, threat=None, batch_size=32):
+    """Mean cross-entropy and accuracy in float32 on `images`, changed by `threat` first where one is given."""
+    loss = correct = 0
+    with attacks.frozen(model):
+        for start in range(0, len(images), batch_size):
+            x, y = (part[start : start + batch_size].to(device()) for part in (images, labels))
+            if threat:
+                x = threat(model, x, y)
+            with torch.no_grad():
+                logits = model(x)
+            loss += cross_entropy(logits, y, reduction="sum").item()
+            correct += (logits.argmax(1) == y).sum().item()
+    return loss / len(images), correct / len(images)
+
+
+def train(
+    model,
+    side,
+    validation,
+    path,
+    made,
+    *,
+    epochs,
+    batch_size,
+    learning_rate,
+    seed=0,
+    precision="auto",
+    hook=None,
+    threat=None,
+    guard=None,
+    patience=None,
+):
+    """Train `model` with Adam; keep the epoch with the least validation loss under `threat`. Returns the history.
+
+    side, validation: `data.Side`; made: what the numbers below do not say (starting weights, defense), for the record.
+    hook(model, images, labels, generator) changes a batch before the loss; threat and guard (model, images, labels) change
+    the validation images. Where accuracy under `guard` stays while that under `threat` collapses, the loop goes back to its
+    best epoch at half the rate. Stops after `patience` epochs without progress.
+
+    Writes `path` (.safetensors) with its recipe beside it, and the history as CSV in ../history. Each finished epoch is kept
+    in a .resume file: the same call goes on from there after being killed, and returns at once when all is done.
+    """
+    path = Path(path)
+    history_path = path.parents[1] / "history" / f"{path.stem}.csv"
+    made = made | {
+        "images": [len(side), side.fingerprint, validation.fingerprint, list(side.pixels[:1].shape[1:])],
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "precision": str(training_dtype(precision)),
+        "patience": patience,
+        "code": study.code_hash("attacks", "models", "training"),
+    }
+    if history_path.exists() and study.is_current(path, made):
+        os.utime(history_path)  # still in use, for the runner
+        print(f"{path.stem}: already trained, kept", file=sys.stderr)
+        return pd.read_csv(history_path)
+
+    where, dtype = device(), training_dtype(precision)
+    model = model.to(where, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), learning_rate)
+    pixels, labels = side.pixels, torch.from_numpy(side.labels)
+    held_out = validation.tensors()
+    resume = path.with_suffix(".resume")
+    state = {"epoch": 0, "best": None, "loss": math.inf, "rate": 1.0, "history": []}
+    if resume.exists():
+        kept = torch.load(resume, map_location=where, weights_only=True)
+        if kept["made"] == repr(made):
+            state = kept
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            print(f"{path.stem}: resumed after epoch {state['epoch']} of {epochs}", file=sys.stderr)
+
+    def stalled():
+        losses = [row["validation_loss"] for row in state["history"]]
+        return patience is not None and bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= patience
+
+    while state["epoch"] < epochs and not stalled():
+        started = time.monotonic()
+        # One generator an epoch: a resumed run draws what an unbroken one would have drawn.
+        generator = torch.Generator().manual_seed(seed * 100_003 + state["epoch"])
+        order = torch.randperm(len(side), generator=generator).numpy()
+        # A last batch of one image has no batch-norm statistics of its own.
+        batches = [
+            rows for rows in np.split(order, range(batch_size, len(order), batch_size)) if len(rows) > 1
+        ]
+        model.train()
+        loss_sum = correct = seen = 0
+        for number, rows in enumerate(batches):
+            done = (state["epoch"] + number / len(batches)) / epochs
+            for group in (
+                optimizer.param_groups
+            ):  # cosine decay, from the position alone, so that it survives a restart
+                group["lr"] = learning_rate * state["rate"] * (1 + math.cos(math.pi * done)) / 2
+            images = augment(pixels[rows], generator).to(where, memory_format=torch.channels_last)
+            targets = labels[rows].to(where)
+            if hook:
+                images = hook(model, images, targets, generator)
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(where.type, dtype, enabled=dtype != torch.float32):
+                logits = model(images)
+            loss = cross_entropy(logits.float(), targets)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"{path.stem}: the loss is {loss.item()} in epoch {state['epoch'] + 1}: lower learning_rate."
+                )
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.item() * len(rows)
+            correct += (logits.argmax(1) == targets).sum().item()
+            seen += len(rows)
+
+        loss, accuracy = score(model, *held_out, threat)
+        row = {
+            "epoch": state["epoch"] + 1,
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            "train_loss": loss_sum / seen,
+            "train_accuracy": correct / seen,
+            "validation_loss": loss,
+            "validation_accuracy": accuracy,
+        }
+        if guard:
+            row["guard_accuracy"] = score(model, *held_out, guard)[1]
+        state["epoch"] += 1
+        state["history"].append(row | {"seconds": time.monotonic() - started})
+        if loss < state["loss"]:
+            state |= {
+                "loss": loss,
+                "best": {name: value.detach().clone() for name, value in model.state_dict().items()},
+            }
+        elif guard and row["guard_accuracy"] - accuracy > SUDDEN_LOSS:
+            model.load_state_dict(state["best"])
+            state["rate"] /= 2
+            print(
+                f"{path.stem}: robustness lost under PGD but not under FGSM; back to the best epoch",
+                file=sys.stderr,
+            )
+        print(
+            f"{path.stem} epoch {state['epoch']}/{epochs}: loss {row['train_loss']:.3f}, accuracy {row['train_accuracy']:.3f}; "
+            f"validation {loss:.3f}, {accuracy:.3f}; {time.monotonic() - started:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = resume.with_suffix(".partial")
+        torch.save(
+            state | {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "made": repr(made)},
+            partial,
+        )
+        os.replace(partial, resume)
+
+    if state["best"] is None:
+        raise FloatingPointError(f"{path.stem}: no epoch had a finite validation loss: lower learning_rate.")
+    model.load_state_dict(state["best"])
+    model.eval()
+    history = pd.DataFrame(state["history"])
+    history_path.parent.mkdir(parents=True, exist_ok=True)
+    history.to_csv(history_path, index=False)
+    models.save(model, path, made)
+    resume.unlink(missing_ok=True)
+    return history

@@ -1,0 +1,53 @@
+"""What several tests share: a small drawn tree, real images where they are, and one smoke study, killed once on its way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lib import study, synthetic
+
+BREAKHIS = Path(os.environ.get("BREAKHIS_ROOT", study.ROOT.parent / "shared" / "breakhis"))
+
+
+@pytest.fixture(scope="session")
+def breakhis():
+    """The folder of real images; tests that need it say so where it is missing."""
+    if not (BREAKHIS / "BreaKHis_v1").is_dir():
+        pytest.skip(f"no real images at {BREAKHIS}: set BREAKHIS_ROOT to a folder that holds BreaKHis_v1")
+    return BREAKHIS
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """Twenty drawn cases with one image each."""
+    return synthetic.draw_tree(
+        tmp_path_factory.mktemp("drawn") / "tree", cases=20, images_per_case=1, magnifications=(100,)
+    )
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """The home folder of a smoke study that was killed after its first epoch and started again, and what it printed then."""
+    home = tmp_path_factory.mktemp("smoke")
+    command = [sys.executable, "-m", "lib.study", "smoke", "--home", str(home)]
+    options = {"cwd": study.ROOT, "text": True, "start_new_session": True}
+    with open(home / "first.log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options)
+        deadline = time.monotonic() + 240
+        resumable = home / "runs" / "smoke" / "models" / "source_200X.resume"
+        while not resumable.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert resumable.exists(), (home / "first.log").read_text()
+    subprocess.run(
+        ["pkill", "-9", "-f", str(home)], check=False
+    )  # the kernel, which has a session of its own
+    again = subprocess.run(command, capture_output=True, timeout=600, **options)
+    assert again.returncode == 0, again.stdout + again.stderr
+    return home, again.stdout + again.stderr

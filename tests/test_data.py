@@ -1,0 +1,238 @@
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from lib import data
+
+# Images at 40X, 100X, 200X, 400X of each subtype, as published with the database (Spanhol et al. 2016, Table 1).
+PUBLISHED = {
+    "A": (114, 113, 111, 106),
+    "F": (253, 260, 264, 237),
+    "PT": (109, 121, 108, 115),
+    "TA": (149, 150, 140, 130),
+    "DC": (864, 903, 896, 788),
+    "LC": (156, 170, 163, 137),
+    "MC": (205, 222, 196, 169),
+    "PC": (145, 142, 135, 138),
+}
+
+
+@pytest.fixture(scope="module")
+def published():
+    """An index with the database's published counts; cases are made up."""
+    rows = []
+    for k, (subtype, counts) in enumerate(PUBLISHED.items()):
+        for magnification, count in zip(data.MAGNIFICATIONS, counts, strict=True):
+            letter = "B" if k < 4 else "M"
+            rows += [
+                data.parse_name(f"SOB_{letter}_{subtype}-14-{1000 * k + n % 12}-{magnification}-{n:03d}.png")
+                for n in range(count)
+            ]
+    return pd.DataFrame(rows).assign(path="", sha256=[str(n) for n in range(len(rows))])
+
+
+def sides(index, **selection):
+    table = data.split_by_image(data.select(index, **selection), seed=3)
+    counts = table.groupby(["label", "split"]).size()
+    return {label: tuple(counts[label][["train", "validation", "test"]]) for label in data.CLASSES}
+
+
+def check_both_papers(index):
+    assert len(index) == 7909
+    li_liu = sides(index, magnifications=[100], subtypes=["A", "F", "PT", "TA", "DC"])
+    assert li_liu == {"benign": (515, 64, 65), "malignant": (722, 90, 91)}
+    alam = sides(index)
+    assert alam == {"benign": (1984, 248, 248), "malignant": (4343, 542, 544)}
+
+
+def test_both_papers_split_tables_from_the_published_counts(published):
+    check_both_papers(published)
+
+
+def test_both_papers_split_tables_on_the_real_names(breakhis):
+    listing = breakhis / "listing.csv"
+    if not listing.exists():
+        pytest.skip(f"no list of the database's file names at {listing}")
+    names = pd.read_csv(listing)["file"]
+    index = pd.DataFrame([data.parse_name(name) for name in names])
+    check_both_papers(index)
+    counts = index.groupby(["subtype", "magnification"]).size()
+    assert {subtype: tuple(counts[subtype]) for subtype in PUBLISHED} == PUBLISHED
+
+
+def test_a_case_is_the_slide_number_without_its_letters():
+    names = ("SOB_B_F-14-21998CD-40-001.png", "SOB_B_PT-14-21998AB-40-001.png")
+    one, two = map(data.parse_name, names)
+    assert one["case"] == two["case"] == "14-21998"
+    assert one["patient"] != two["patient"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "image.png",
+        "SOB_B_A-14-22549AB-150-001.png",
+        "SOB_X_A-14-22549AB-100-001.png",
+        "SOB_M_A-14-22549AB-100-001.png",
+    ],
+)
+def test_a_name_that_breaks_the_pattern_is_refused(name):
+    with pytest.raises(ValueError, match=name):
+        data.parse_name(name)
+
+
+def test_index_of_the_tree_its_parent_and_a_part(drawn):
+    whole = data.index_images(drawn)
+    assert len(whole) == 20 and whole["label"].value_counts().to_dict() == {"benign": 10, "malignant": 10}
+    assert len(data.index_images(drawn / "BreaKHis_v1")) == 20
+    assert set(
+        data.index_images(drawn / "BreaKHis_v1" / "histology_slides" / "breast" / "benign")["label"]
+    ) == {"benign"}
+
+
+def test_a_folder_without_images_says_what_was_expected(tmp_path):
+    with pytest.raises(FileNotFoundError, match="SOB_B_A-14-22549AB-100-001"):
+        data.index_images(tmp_path)
+    with pytest.raises(FileNotFoundError, match="not a folder"):
+        data.index_images(tmp_path / "nowhere")
+
+
+def test_badly_named_files_are_named_and_left_out_only_when_asked(drawn, tmp_path):
+    tree = shutil.copytree(drawn, tmp_path / "tree")
+    Image.new("RGB", (8, 8)).save(tree / "thumbnail.png")
+    with pytest.raises(ValueError, match=r"thumbnail\.png.*\n.*skip_bad_files"):
+        data.index_images(tree)
+    assert len(data.index_images(tree, skip_bad_files=True)) == 20
+
+
+def test_one_image_in_two_places_is_refused(drawn, tmp_path):
+    tree = shutil.copytree(drawn, tmp_path / "tree")
+    shutil.copytree(drawn, tmp_path / "tree" / "copy")
+    with pytest.raises(ValueError, match="there twice"):
+        data.index_images(tree)
+
+
+def test_a_missing_class_says_what_is_there(published):
+    with pytest.raises(ValueError, match="No malignant"):
+        data.select(published, subtypes=["A"])
+    with pytest.raises(ValueError, match="Unknown magnification"):
+        data.select(published, magnifications=[50])
+
+
+@pytest.mark.parametrize("cases", [6, 14])
+def test_no_case_on_two_sides(published, cases):
+    """Six cases in a class give five folds, fourteen one split; each image is tested once."""
+    number = published["image"].str.extract(r"-(\d+)\.png")[0].astype(int)
+    index = published.assign(case=published["label"].str[:1] + (number % cases).astype(str))
+    table = data.split_by_case(index, seed=1)
+    assert sorted(table["fold"].unique()) == (list(range(5)) if cases < 10 else [0])
+    for _, rows in table.groupby("fold"):
+        assert rows.groupby("case")["split"].nunique().max() == 1
+        assert (rows.groupby(["split", "label"]).size() > 0).sum() == 6
+    if cases < 10:
+        assert sorted(table.loc[table["split"] == "test", "image"]) == sorted(index["image"])
+
+
+def test_too_few_cases_or_images_to_split(published):
+    with pytest.raises(ValueError, match="Too few cases"):
+        data.split_by_case(published.assign(case=published["label"]), seed=0)
+    few = published.groupby("label").head(9).reset_index(drop=True)
+    with pytest.raises(ValueError, match="too few to split"):
+        data.split_by_image(few, seed=0)
+
+
+def test_a_split_by_case_that_leaks_is_refused_on_load(published, tmp_path):
+    table = data.split_by_image(published, seed=0)
+    table.to_csv(tmp_path / "image.csv", index=False)
+    assert len(data.load_split(tmp_path / "image.csv")) == len(published)
+    table.assign(split_by="case").to_csv(tmp_path / "case.csv", index=False)
+    with pytest.raises(ValueError, match="cases on two sides"):
+        data.load_split(tmp_path / "case.csv")
+
+
+def test_images_for_starting_weights_fall_with_their_case(published):
+    number = published["image"].str.extract(r"-(\d+)\.png")[0].astype(int)
+    index = published.assign(case=published["label"].str[:1] + (number % 20).astype(str))
+    selected, source = data.select(index, [100]), data.select(index, [200])
+    table = data.make_splits(selected, source, "case", seed=0)
+    assert table["split_by"].iloc[0] == "case" and set(table["split_by"]) == {"case", "image"}
+    assert table[table["split_by"] == "case"].groupby("case")["split"].nunique().max() == 1
+    papers = data.split_by_image(selected, seed=0)
+    assert (
+        papers["split"].tolist()
+        == table[(table["split_by"] == "image") & (table["magnification"] == 100)]["split"].tolist()
+    )
+
+
+def test_pixels_are_decoded_once(drawn, tmp_path):
+    tree = shutil.copytree(drawn, tmp_path / "tree")
+    index = data.index_images(tree)
+    cache = tmp_path / "cache"
+    first, _ = data.load_pixels(index.head(5), 32, cache=cache)
+    kept = first[:]
+    shutil.rmtree(tree)  # decoding anything again would fail
+    again, _ = data.load_pixels(index.head(5).iloc[::-1], 32, cache=cache)
+    assert np.array_equal(again[:], kept[::-1])
+    assert first[:].shape == (5, 32, 49, 3) and first[2].shape == (32, 49, 3)
+
+
+def test_a_half_written_cache_goes_on(drawn, tmp_path):
+    index = data.index_images(drawn)
+    whole = data.load_pixels(index, 32, cache=tmp_path / "whole")[0][:]
+    data.load_pixels(index.head(7), 32, cache=tmp_path / "half")
+    with open(tmp_path / "half" / "32.uint8", "ab") as pixels:
+        pixels.write(b"killed here")
+    assert np.array_equal(data.load_pixels(index, 32, cache=tmp_path / "half")[0][:], whole)
+
+
+def test_damaged_images_are_named_and_left_out_only_when_asked(drawn, tmp_path):
+    tree = shutil.copytree(drawn, tmp_path / "tree")
+    one, two, *_ = sorted(tree.rglob("*.png"))
+    one.write_bytes(one.read_bytes()[:5000])
+    two.write_text("not an image")
+    index = data.index_images(tree)
+    with pytest.raises(ValueError, match="2 unreadable") as raised:
+        data.load_pixels(index, 32, cache=tmp_path / "cache")
+    assert one.name in str(raised.value) and two.name in str(raised.value)
+    pixels, table = data.load_pixels(index, 32, skip_bad_files=True, cache=tmp_path / "cache")
+    assert len(pixels) == len(table) == 18 and one.name not in set(table["image"])
+
+
+@pytest.mark.parametrize("size", [0, 31, 100])
+def test_a_size_that_the_network_cannot_take(drawn, size, tmp_path):
+    with pytest.raises(ValueError, match="multiple of 32"):
+        data.load_pixels(data.index_images(drawn), size, cache=tmp_path)
+
+
+def test_a_squeezed_copy_shows_the_same_field_of_view(drawn, tmp_path):
+    original = sorted(drawn.rglob("*.png"))[0]
+    squeezed = tmp_path / original.name
+    with Image.open(original) as image:
+        image.resize((224, 224), Image.Resampling.LANCZOS).save(squeezed)
+    one, two = (data.decode(path, 96).astype(int) for path in (original, squeezed))
+    assert one.shape == two.shape == (96, 146, 3)
+    assert np.abs(one - two).mean() < 3
+
+
+def test_evaluation_sees_the_central_square():
+    pixels = np.zeros((1, 32, 49, 3), np.uint8)
+    pixels[:, :, 8:40] = 255
+    crop = data.center_crop(pixels)
+    assert crop.shape == (1, 3, 32, 32) and crop.min() == 1
+
+
+def test_real_images(breakhis, tmp_path):
+    index = data.index_images(breakhis)
+    counts = index.groupby(["magnification", "label"]).size().to_dict()
+    manifest = pd.read_csv(breakhis / "manifest.csv")
+    expected = manifest.assign(magnification=manifest["magnification"].str[:-1].astype(int))
+    assert counts == expected.groupby(["magnification", "label"]).size().to_dict()
+    assert index["case"].nunique() == manifest["case"].nunique()
+    some = index.groupby("magnification").head(2)
+    pixels, table = data.load_pixels(some, 64, cache=tmp_path)
+    assert len(pixels) == len(table) == 8 and pixels[:].std(axis=(1, 2, 3)).min() > 1
+    assert json.dumps(data.fingerprint(index))

@@ -1,0 +1,297 @@
+"""Each figure draws the data that it was given, also when pieces of it are missing."""
+
+import base64
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from nbclient import NotebookClient
+from PIL import Image
+
+from lib import evaluation, figures
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def drawn(figure):
+    """The figure, checked to draw without a warning."""
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()
+    return figure
+
+
+def texts(figure):
+    """Every text in the figure, in one string."""
+    return "\n".join(text.get_text() for text in figure.findobj(lambda part: hasattr(part, "get_text")))
+
+
+def predictions(
+    attacks=(("none", 0), ("fgsm", 1), ("fgsm", 4), ("pgd", 4)), models=("baseline", "gaussian_noise")
+):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {"image": [f"{k}.png" for k in range(24)], "case": [f"14-{k // 2}" for k in range(24)]}
+    )
+    table = table.assign(
+        label=np.repeat(["benign", "malignant"], 12), subtype="A", magnification=100, split="test"
+    )
+    table = table.assign(split_by="case", fold=0)
+    rows = [
+        evaluation.prediction_rows(
+            table, model=model, attack=attack, epsilon=k / 255, margins=rng.normal(size=24), seed=0
+        )
+        for model in models
+        for attack, k in attacks
+    ]
+    return pd.concat(rows)
+
+
+def split_rows():
+    """Case c0 has an image on both sides by image, and none has by case."""
+    table = pd.DataFrame({"image": list("abcdef"), "case": ["c0", "c0", "c1", "c2", "c3", "c4"]})
+    table["label"] = ["benign", "benign", "malignant", "malignant", "benign", "malignant"]
+    by_image = table.assign(
+        split=["train", "test", "train", "validation", "train", "test"], split_by="image", fold=0
+    )
+    by_case = table.assign(split=["test", "test", "train", "validation", "train", "test"], split_by="case")
+    return pd.concat([by_image, by_case.assign(fold=0), by_case.assign(fold=1)])
+
+
+# ---------------------------------------------------------------- saving
+
+
+def test_show_saves_the_figure_with_its_tissue_mark(tmp_path):
+    def figure():
+        return figures.noise_zoom(np.zeros((16, 16, 3)), np.ones((16, 16, 3)), 0.1)
+
+    first = figures.show(figure(), tmp_path, "zoom", "An image and noise", tissue=True)
+    again = figures.show(figure(), tmp_path, "again", "An image and noise")
+    for name, mark in (("zoom", "yes"), ("again", "no")):
+        with Image.open(tmp_path / "figures" / f"{name}.png") as image:
+            assert image.info["Shows tissue"] == mark
+            assert 850 <= image.width <= 950
+    assert first.data == (tmp_path / "figures/zoom.png").read_bytes()
+    assert again.metadata == {"filename": "figures/again.png", "alt": "An image and noise"}
+    # The same figure is the same file, to the byte.
+    assert figures.show(figure(), tmp_path, "zoom", "").data == again.data
+
+
+def test_a_notebook_tells_which_file_its_figure_is(tmp_path):
+    code = "from lib import figures\nimport numpy as np\n"
+    code += "figure = figures.noise_zoom(np.zeros((9, 9, 3)), np.ones((9, 9, 3)), 0.1)\n"
+    code += f"figures.show(figure, {str(tmp_path)!r}, 'zoom', 'what it shows')"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    (output,) = notebook.cells[0].outputs
+    assert output.metadata["image/png"] == {"filename": "figures/zoom.png", "alt": "what it shows"}
+    assert base64.b64decode(output.data["image/png"]) == (tmp_path / "figures/zoom.png").read_bytes()
+
+
+def test_drawing_leaves_the_callers_settings_alone():
+    import matplotlib
+    from matplotlib import pyplot
+
+    before = dict(matplotlib.rcParams)
+    drawn(figures.class_counts(split_rows()))
+    assert dict(matplotlib.rcParams) == before
+    assert pyplot.get_fignums() == []
+
+
+# ---------------------------------------------------------------- the data
+
+
+def test_sample_grid_has_a_row_for_each_class():
+    images = np.stack([np.full((8, 12, 3), k, np.uint8) for k in range(5)])
+    labels = ["malignant", "benign", "malignant", "malignant", "benign"]
+    captions = [f"a long caption of picture {k}" for k in range(5)]
+    figure = drawn(figures.sample_grid(images, labels, captions, "Samples"))
+    shown = {axes.get_title().replace("\n", " "): axes for axes in figure.axes if axes.images}
+    assert set(shown) == set(captions)
+    for k, caption in enumerate(captions):
+        assert (np.asarray(shown[caption].images[0].get_array()) == k).all()
+    for caption, label in zip(captions, labels, strict=True):
+        assert shown[caption].get_subplotspec().rowspan.start == ["benign", "malignant"].index(label)
+    assert len(drawn(figures.sample_grid(images[:1], labels[:1], captions[:1], "One")).axes) == 1
+
+
+def test_class_counts_are_on_the_bars():
+    figure = drawn(figures.class_counts(split_rows()))
+    assert len(figure.axes) == 4
+    images, cases = figure.axes[:2]
+    for axes in (images, cases):
+        benign, malignant = (
+            [bar.get_height() for bar in bars if bar.get_height()] for bars in axes.containers
+        )
+        assert (benign, malignant) == ([2, 1], [1, 1, 1])
+    assert "fold 1 of 2" in figure.axes[2].get_title()
+    one_class = split_rows().query("label == 'benign' and split_by == 'image'")
+    assert len(drawn(figures.class_counts(one_class)).axes) == 2
+
+
+def test_split_overlap_shows_the_cases_on_both_sides():
+    figure = drawn(figures.split_overlap(split_rows()))
+    (axes,) = figure.axes
+    widths = [bar.get_width() for bar in axes.patches]
+    assert widths == [2, 1, 2, 2, 0, 3]
+    by_image, by_case = (label.get_text() for label in axes.get_yticklabels())
+    assert "1 of 2 test images" in by_image
+    assert "0 of 3 test images" in by_case
+
+
+def test_color_by_case_tells_the_share_between_cases():
+    level = np.array([10, 20, 100, 110])
+    images = np.broadcast_to(level[:, None, None, None], (4, 2, 2, 3)).astype(np.uint8)
+    figure = drawn(
+        figures.color_by_case(images, ["benign", "benign", "malignant", "malignant"], list("aabb"))
+    )
+    between = 90**2 / (90**2 + 10**2)
+    assert f"{between:.0%} of the variance" in figure.axes[0].get_title()
+    points = np.concatenate([c.get_offsets() for c in figure.axes[0].collections])
+    assert sorted(points[:, 0]) == [10, 15, 20, 100, 105, 110]
+    assert "all images alike" in texts(drawn(figures.color_by_case(images[:1], ["benign"], ["a"])))
+
+
+# ---------------------------------------------------------------- training
+
+
+def history(epochs, **columns):
+    epoch = np.arange(1, epochs + 1)
+    table = pd.DataFrame(
+        {"epoch": epoch, "train_loss": 1 / epoch, "validation_loss": (epoch - 2.0) ** 2 + 0.5}
+    )
+    table = table.assign(
+        train_accuracy=0.9, validation_accuracy=0.1 * epoch, learning_rate=0.001, seconds=1.0
+    )
+    return table.assign(**columns)
+
+
+def test_learning_curves_mark_the_epoch_of_the_lowest_validation_loss():
+    figure = drawn(figures.learning_curves({"baseline": history(4), "other": history(1)}, "Training"))
+    loss, accuracy = figure.axes
+    train, validation, star = loss.lines[:3]
+    assert (train.get_linestyle(), validation.get_linestyle()) == ("--", "-")
+    np.testing.assert_allclose(train.get_ydata(), [1, 1 / 2, 1 / 3, 1 / 4])
+    np.testing.assert_allclose(validation.get_ydata(), [1.5, 0.5, 1.5, 4.5])
+    assert (star.get_marker(), list(star.get_xdata()), list(star.get_ydata())) == ("*", [2], [0.5])
+    assert list(accuracy.lines[2].get_ydata()) == [pytest.approx(0.2)]
+    assert loss.lines[0].get_color() == figures.MODEL_COLORS["baseline"]
+    missing = history(3, train_accuracy=np.nan, validation_loss=np.nan)
+    assert not [
+        line
+        for line in drawn(figures.learning_curves({"m": missing}, "")).axes[0].lines
+        if line.get_marker() == "*"
+    ]
+
+
+# ---------------------------------------------------------------- attacks and defenses on images
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_adversarial_panels_show_the_amplified_change(kind):
+    clean = np.full((2, 3, 8, 8), 0.5, np.float32)
+    change = np.float32(4 / 255) * np.array([1, -1], np.float32)[:, None, None, None]
+    arguments = (kind(clean), kind(clean + change), [0.9, 0.2], [0.3, 0.4], ["malignant", "benign"])
+    figure = drawn(figures.adversarial_panels(*arguments, 4 / 255, 20))
+    assert len(figure.axes) == 6
+    panels = np.array(figure.axes).reshape(3, 2)
+    np.testing.assert_allclose(panels[1, 0].images[0].get_array(), 0.5 + 20 * 4 / 255, atol=1e-5)
+    np.testing.assert_allclose(panels[1, 1].images[0].get_array(), 0.5 - 20 * 4 / 255, atol=1e-5)
+    np.testing.assert_allclose(panels[2, 0].images[0].get_array(), 0.5 + 4 / 255, atol=1e-5)
+    assert panels[0, 0].get_title() == "P(malignant) 0.90\n✓ says malignant"
+    assert panels[2, 0].get_title() == "P(malignant) 0.30\n✗ says benign"
+    assert panels[2, 1].get_title() == "P(malignant) 0.40\n✓ says benign"
+    assert "4/255" in texts(figure)
+    assert "× 20" in texts(figure)
+
+
+def test_noise_zoom_enlarges_the_same_part_of_both():
+    image = np.random.default_rng(0).random((3, 32, 40))
+    figure = drawn(figures.noise_zoom(image, image + 0.3, 0.3))
+    left, right = figure.axes
+    assert left.child_axes[0].get_xlim() == right.child_axes[0].get_xlim() == (5, 9)
+    assert np.asarray(right.images[0].get_array()).max() <= 1
+    assert "sigma = 0.3" in texts(figure)
+
+
+# ---------------------------------------------------------------- results
+
+
+def test_accuracy_curves_hold_the_metrics():
+    metrics = evaluation.metrics(predictions())
+    figure = drawn(figures.accuracy_curves(metrics))
+    fgsm, pgd = figure.axes
+    assert (fgsm.get_title(), pgd.get_title()) == ("FGSM", "PGD")
+    assert [label.get_text() for label in fgsm.get_xticklabels()] == ["0", "1/255", "4/255"]
+    rows = metrics.query("subset == 'all' and model == 'baseline'")
+    line = next(line for line in fgsm.lines if line.get_color() == figures.MODEL_COLORS["baseline"])
+    expected = rows[rows["attack"].isin(["none", "fgsm"])].sort_values("epsilon")["accuracy"]
+    assert list(line.get_ydata()) == list(expected)
+    assert list(line.get_xdata()) == [0, 1, 2]
+    band = fgsm.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.min() == pytest.approx(rows.loc[rows["attack"].isin(["none", "fgsm"]), "accuracy_low"].min())
+    chance = fgsm.lines[-1]
+    assert list(chance.get_ydata()) == [0.5, 0.5]
+    assert list(drawn(figures.accuracy_curves(metrics, "malignant")).axes[0].lines[-1].get_ydata()) == [1, 1]
+
+
+def test_accuracy_curves_do_without_intervals_attacks_and_further_seeds():
+    made = predictions()
+    made = pd.concat([made, made.assign(seed=1)])
+    metrics = evaluation.metrics(made).assign(accuracy_low=np.nan, accuracy_high=np.nan)
+    figure = drawn(figures.accuracy_curves(metrics, attacks=("pgd", "square")))
+    assert len(figure.axes) == 1
+    assert len(figure.axes[0].lines) == 5
+    clean = metrics[metrics["attack"] == "none"]
+    assert drawn(figures.accuracy_curves(clean)).axes[0].get_title() == "clean"
+    read = pd.DataFrame(evaluation.records(metrics))
+    assert len(drawn(figures.accuracy_curves(read)).axes) == 2
+
+
+def test_metrics_of_two_splits_are_not_mixed():
+    both = evaluation.metrics(pd.concat([predictions(), predictions().assign(split_by="image")]))
+    with pytest.raises(ValueError, match="case, image"):
+        figures.accuracy_curves(both)
+    with pytest.raises(ValueError, match="No metrics"):
+        figures.comparison_heatmap(both, subset="40X", split_by="case")
+    assert "split by image" in texts(figures.comparison_heatmap(both, split_by="image")).replace("\n", " ")
+
+
+def test_confusion_matrices_show_counts_and_shares_of_the_true_class():
+    metrics = evaluation.metrics(predictions())
+    rows = metrics.query("subset == 'all' and attack == 'pgd'")
+    figure = drawn(figures.confusion_matrices(rows))
+    first = rows.iloc[0]
+    shown = [text.get_text() for text in figure.axes[0].texts]
+    counts = [first["tn"], first["fp"], first["fn"], first["tp"]]
+    assert shown == [f"{count}\n{count / 12:.0%}" for count in counts]
+    assert figure.axes[0].get_title() == "baseline\nPGD 4/255"
+    malignant = drawn(figures.confusion_matrices(metrics.query("subset == 'malignant'")))
+    assert "no images" in texts(malignant)
+    assert "nan%" not in texts(malignant)
+
+
+def test_comparison_heatmap_has_a_number_for_each_model_and_attack():
+    metrics = evaluation.metrics(predictions())
+    axes = drawn(figures.comparison_heatmap(metrics)).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "clean",
+        "FGSM 1/255",
+        "FGSM 4/255",
+        "PGD 4/255",
+    ]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["baseline", "Gaussian\nnoise"]
+    cells = axes.collections[0].get_array().reshape(4, 2)
+    row = metrics.query("subset == 'all' and model == 'gaussian_noise' and attack == 'pgd'").iloc[0]
+    assert cells[3, 1] == pytest.approx(row["accuracy"])
+    without = metrics[~((metrics["model"] == "baseline") & (metrics["attack"] == "pgd"))]
+    cells = (
+        drawn(figures.comparison_heatmap(without, value="auroc"))
+        .axes[0]
+        .collections[0]
+        .get_array()
+        .reshape(4, 2)
+    )
+    assert np.ma.getmaskarray(cells)[3].tolist() == [True, False]

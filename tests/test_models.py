@@ -1,0 +1,152 @@
+import functools
+import http.server
+import json
+import pickle
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torchxrayvision as xrv
+
+from lib import data, models
+
+NAME = "densenet121-res224-all"
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A folder with a randomly initialized whole model, stored as TorchXRayVision stores its own, and that model."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(5)
+    model = xrv.models.DenseNet(
+        num_classes=18, in_channels=1, growth_rate=32, block_config=(6, 12, 24, 16), num_init_features=64
+    )
+    model.op_threshs = torch.ones(18)
+    path = folder / xrv.models.model_urls[NAME]["weights_url"].split("/")[-1]
+    torch.save(model, path)
+    return path, model.eval()
+
+
+def features(network, images):
+    return torch.relu(network.features(images)).mean((2, 3))
+
+
+def test_xray_weights_arrive_in_every_layer_and_answer_gray_images_as_before(stored):
+    path, theirs = stored
+    model = models.build(NAME, path.parent)
+    own, other = model.network.state_dict(), theirs.state_dict()
+    for name, value in own.items():
+        if name not in ("features.conv0.weight", "classifier.weight", "classifier.bias"):
+            assert torch.equal(value, other[name]), name
+    gray = torch.rand(2, 1, 64, 64)
+    scaled = (2 * gray - 1) * 1024
+    with torch.no_grad():
+        assert torch.allclose(
+            features(model.network, scaled.expand(-1, 3, -1, -1)),
+            features(theirs, scaled),
+            rtol=1e-3,
+            atol=1e-4,
+        )
+        assert model(gray.expand(-1, 3, -1, -1)).shape == (2, 2)
+
+
+def test_weights_are_downloaded_once_into_the_given_folder(stored, tmp_path, monkeypatch):
+    path, theirs = stored
+    requests = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            requests.append(self.path)
+
+    handler = functools.partial(Handler, directory=str(path.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{path.name}"
+        monkeypatch.setitem(xrv.models.model_urls, NAME, {**xrv.models.model_urls[NAME], "weights_url": url})
+        for _ in range(2):
+            model = models.build(NAME, tmp_path / "cache")
+        server.shutdown()
+    assert len(requests) == 1
+    name = "features.denseblock4.denselayer16.conv2.weight"
+    assert torch.equal(model.network.state_dict()[name], theirs.state_dict()[name])
+
+
+def test_offline_says_what_to_do(tmp_path, monkeypatch):
+    nowhere = {**xrv.models.model_urls[NAME], "weights_url": "http://127.0.0.1:9/weights.pt"}
+    monkeypatch.setitem(xrv.models.model_urls, NAME, nowhere)
+    with pytest.raises(ConnectionError, match=r"weights\.pt into .*weights_dir.*none"):
+        models.build(NAME, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Harmful:
+    def __reduce__(self):
+        return (print, ("code in a weights file ran",))
+
+
+@pytest.mark.parametrize("content", [pickle.dumps(Harmful()), b"damaged"])
+def test_damaged_and_unsafe_weights_are_refused(stored, tmp_path, content, capsys):
+    (tmp_path / stored[0].name).write_bytes(content)
+    with pytest.raises(ValueError, match="damaged or holds something other"):
+        models.build(NAME, tmp_path)
+    assert "ran" not in capsys.readouterr().out
+
+
+def test_an_unknown_class_in_a_weights_file_is_named(stored, tmp_path):
+    torch.save(torch.nn.Sequential(torch.nn.GELU()), tmp_path / stored[0].name)
+    with pytest.raises(ValueError, match="GELU"):
+        models.build(NAME, tmp_path)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match=NAME):
+        models.build("densenet121-res224-everything")
+
+
+def test_checkpoints_come_back_with_how_they_were_made(tmp_path):
+    model = models.build("none", seed=1)
+    assert torch.equal(
+        model.network.classifier.weight, models.build("none", seed=1).network.classifier.weight
+    )
+    path = tmp_path / "models" / "a.safetensors"
+    models.save(model, path, {"start": "none"})
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(models.build(str(path))(images), model(images))
+    assert json.loads(path.with_suffix(".json").read_text())["recipe"] == {"start": "none"}
+
+
+def test_a_checkpoint_that_is_missing_damaged_or_does_not_fit(tmp_path):
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(FileNotFoundError, match="train it"):
+        models.load(path)
+    path.write_bytes(b"\x00" * 100)
+    with pytest.raises(ValueError, match="damaged"):
+        models.load(path)
+    models.save(torch.nn.Linear(2, 2), path, {})
+    with pytest.raises(ValueError, match="does not fit"):
+        models.load(path)
+
+
+def test_importing_leaves_warnings_on():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.warn("still heard", stacklevel=1)
+    assert len(caught) == 1
+
+
+def test_color_only_sees_color_and_nothing_else():
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    colored = rng.integers(90, 110, (60, 8, 8, 3)) + 60 * labels[:, None, None, None] * np.array([1, 0, 0])
+    answer = models.fit_color_only(colored, labels)
+    assert ((answer(colored) > 0) == labels).all()
+    shuffled = colored.reshape(60, 64, 3)[:, rng.permutation(64)].reshape(colored.shape)
+    assert np.allclose(answer(shuffled), answer(colored))
+    assert (models.always_malignant(colored) > 0).all()
+
+
+def test_the_model_is_named_by_its_classes():
+    assert data.CLASSES == ("benign", "malignant")

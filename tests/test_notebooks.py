@@ -1,0 +1,154 @@
+"""The notebooks as files, under nbval, by hand out of order, and from a kernel opened in their folder."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+from lib import study
+
+NOTEBOOKS = sorted(study.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+PROFILES = sorted((study.NOTEBOOKS / "profiles").glob("*.yaml"))
+
+
+def test_there_are_six_in_order():
+    assert [path.name[:2] for path in NOTEBOOKS][:6] == ["01", "02", "03", "04", "05", "06"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_without_outputs_for_the_kernel_python3(path):
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert not any(line.startswith(("def ", "class ")) for cell in code for line in cell.source.splitlines())
+    assert "assert" in code[-1].source
+    assert [cell.metadata.get("tags") for cell in notebook.cells].count(["parameters"]) == 1
+
+
+def declared():
+    return [(path.stem, study.parameters_of(path)) for path in NOTEBOOKS]
+
+
+def test_the_quick_profile_is_the_notebooks_defaults():
+    quick = study.load_profile("quick")
+    for stem, parameters in declared():
+        for name, (annotation, default) in parameters.items():
+            assert annotation in ("int", "float", "str", "bool", "list[int]", "list[float]", "list[str]"), (
+                stem,
+                name,
+            )
+            assert default == quick[name], (stem, name)
+    assert set(quick) == {name for _, parameters in declared() for name in parameters}
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_each_profile_sets_every_parameter(path):
+    profile = yaml.safe_load(path.read_text())
+    assert list(profile) == list(yaml.safe_load((path.parent / "quick.yaml").read_text()))
+    assert profile["run"] == path.stem
+
+
+def test_each_notebook_alone_says_which_to_run_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_HOME", str(tmp_path))
+    for path in NOTEBOOKS[1:]:
+        out = tmp_path / path.name
+        with pytest.raises(papermill.exceptions.PapermillExecutionError, match=r"01_data_split\.ipynb first"):
+            papermill.execute_notebook(path, out, kernel_name="python3", progress_bar=False)
+
+
+def test_one_notebook_by_papermill_with_a_profile_and_a_parameter(smoke, tmp_path):
+    home, _ = smoke
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "notebooks/03_fgsm_attack.ipynb",
+        str(tmp_path / "out.ipynb"),
+    ]
+    command += ["-f", "notebooks/profiles/smoke.yaml", "-p", "epsilons", "[1, 2, 4]"]
+    # A copy: this run leaves other predictions than the study's.
+    subprocess.run(["cp", "-r", str(home / "runs"), str(tmp_path / "runs")], check=True)
+    environment = os.environ | {"STUDY_HOME": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=study.ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "smoke" / "predictions" / "baseline-pgd-1-case0.csv.gz").exists()
+
+
+def test_all_notebooks_pass_under_nbval(tmp_path):
+    for path in NOTEBOOKS:
+        papermill.execute_notebook(
+            path,
+            tmp_path / path.name,
+            parameters=study.load_profile("smoke"),
+            prepare_only=True,
+            progress_bar=False,
+        )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval-lax",
+        "--nbval-current-env",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
+    command += [
+        "--nbval-cell-timeout=600",
+        "-c",
+        os.devnull,
+        *(str(tmp_path / path.name) for path in NOTEBOOKS),
+    ]
+    environment = os.environ | {"STUDY_HOME": str(tmp_path / "home")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+def test_a_kernel_opened_in_the_notebooks_folder_finds_the_library(tmp_path):
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("from lib import data, study\nprint(study.NOTEBOOKS)")]
+    )
+    nbformat.write(notebook, tmp_path / "in.ipynb")
+    done = papermill.execute_notebook(
+        tmp_path / "in.ipynb", None, kernel_name="python3", cwd=study.NOTEBOOKS, progress_bar=False
+    )
+    assert done.cells[0].outputs[0].text.strip() == str(study.NOTEBOOKS)
+
+
+def test_a_killed_study_goes_on_where_it_was(smoke):
+    home, printed = smoke
+    assert "source_200X: resumed after epoch 1 of 2" in printed or "source_200X: already trained" in printed
+    assert "unchanged, skipped" in printed.split("02_transfer_learning")[0]
+    report = home / "reports" / "smoke"
+    results = json.loads((report / "results.json").read_text())
+    assert results["dataset"]["synthetic"] and results["provenance"]["seconds"] > 0
+    assert {"index.html", "summary.md", "predictions.csv.gz", "attacks.csv", "figures"} <= {
+        path.name for path in report.iterdir()
+    }
+    assert "no medical evidence" in (report / "index.html").read_text()
+
+
+def test_an_unchanged_study_is_skipped(smoke):
+    home, _ = smoke
+    command = [sys.executable, "-m", "lib.study", "smoke", "--home", str(home)]
+    done = subprocess.run(command, cwd=study.ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.count("unchanged, skipped") == len(NOTEBOOKS)
+
+
+def test_a_failing_stage_is_named_and_the_report_stays(smoke):
+    home, _ = smoke
+    before = (home / "reports" / "smoke" / "index.html").read_bytes()
+    command = [sys.executable, "-m", "lib.study", "smoke", "--home", str(home), "--set", "epsilons=[300]"]
+    done = subprocess.run(command, cwd=study.ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1
+    assert "03_fgsm_attack.ipynb, cell" in done.stderr and "0 to 255" in done.stderr
+    assert (home / "reports" / "smoke" / "index.html").read_bytes() == before

@@ -1,0 +1,84 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lib import attacks, data, evaluation, models, robustness
+
+EPSILONS = [2 / 255, 8 / 255]
+
+
+@pytest.fixture(scope="module")
+def run(drawn, tmp_path_factory):
+    """A run folder with two untrained models, and its images."""
+    folder = tmp_path_factory.mktemp("run")
+    index = data.index_images(drawn)
+    data.make_splits(index, None, "case", seed=0).to_csv(folder / "split.csv", index=False)
+    for k, name in enumerate(("baseline", "defended")):
+        models.save(models.build("none", seed=k), folder / "models" / f"{name}.safetensors", {})
+    return folder, data.open_images(folder / "split.csv", 32)
+
+
+def test_every_attack_gives_a_row_for_each_image_and_epsilon(run):
+    folder, images = run
+    rows = robustness.evaluate(
+        folder, "defended", images, ["none", *robustness.ATTACKS], epsilons=EPSILONS, pgd_steps=2
+    )
+    test = images.side("test")
+    assert rows.groupby(["attack", "epsilon"]).size().eq(len(test)).all()
+    assert len(rows) == len(test) * 9
+    attacked = rows[rows["attack"] != "none"]
+    assert (attacked["linf"] <= attacked["epsilon"] + 1e-6).all() and attacked["ssim"].between(0, 1).all()
+    assert set(rows.loc[rows["attack"] == "transfer_fgsm", "source_model"]) == {"baseline"}
+    clean = rows[rows["attack"] == "none"]
+    model = models.load(folder / "models" / "defended.safetensors")
+    assert np.allclose(clean["margin"], evaluation.predict(model, test.tensors()[0]), atol=1e-4)
+    assert clean[["linf", "l2", "ssim"]].isna().all(axis=None)
+    reread = evaluation.read_predictions(folder / "predictions")
+    pd.testing.assert_frame_equal(
+        reread.sort_values(list(reread)[:1]).reset_index(drop=True)[["image"]],
+        rows.sort_values("image").reset_index(drop=True)[["image"]],
+    )
+
+
+def test_finished_rows_are_kept_and_a_changed_checkpoint_is_judged_anew(run):
+    folder, images = run
+    options = {"epsilons": EPSILONS, "pgd_steps": 2}
+    robustness.evaluate(folder, "baseline", images, ["none", "pgd"], **options)
+    piece = folder / "predictions" / "baseline-pgd-8-case0.csv.gz"
+    written = piece.stat().st_ino
+    robustness.evaluate(folder, "baseline", images, ["none", "pgd"], **options)
+    assert piece.stat().st_ino == written
+    models.save(models.build("none", seed=9), folder / "models" / "baseline.safetensors", {})
+    robustness.evaluate(folder, "baseline", images, ["none", "pgd"], **options)
+    assert piece.stat().st_ino != written
+
+
+def test_models_without_a_network_are_shown_the_baselines_images(run):
+    folder, images = run
+    malignant, color = robustness.evaluate_without_network(
+        folder, images, robustness.WITHOUT_NETWORK, epsilons=EPSILONS
+    )
+    assert (malignant["margin"] > 0).all() and set(color["model"]) == {"color_only"}
+    assert set(color["attack"]) == set(robustness.WITHOUT_NETWORK)
+
+
+def test_noise_is_the_same_alone_and_in_a_row_of_epsilons(run):
+    images = torch.rand(4, 3, 32, 32)
+    both = robustness.perturb(None, images, None, "random_noise", EPSILONS, seed=3)
+    (alone,) = robustness.perturb(None, images, None, "random_noise", EPSILONS[1:], seed=3)
+    assert torch.equal(both[1], alone)
+    assert not torch.equal(
+        alone, robustness.perturb(None, images, None, "random_noise", EPSILONS[1:], seed=4)[0]
+    )
+
+
+def test_an_unknown_attack_lists_the_known_ones(run):
+    with pytest.raises(ValueError, match="fgsm, pgd"):
+        robustness.perturb(None, torch.rand(1, 3, 32, 32), torch.zeros(1), "fgms", EPSILONS)
+
+
+def test_each_attack_name_is_explained():
+    table = robustness.attack_table(EPSILONS, 10)
+    assert set(table["name"]) == {"none", *robustness.ATTACKS} <= set(attacks.DESCRIPTIONS)
+    assert table.set_index("name").loc["pgd", ["steps", "step_size"]].tolist() == [10, "0.25 epsilon"]

@@ -1,0 +1,229 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from lib import attacks, data, models, study, training
+
+SETTINGS = {"epochs": 3, "batch_size": 4, "learning_rate": 1e-3, "seed": 7, "precision": "float32"}
+
+
+class Small(nn.Module):
+    """A network small enough to train in a moment, with batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, images):
+        return self.head(self.body(images))
+
+
+def side(n, seed):
+    labels = np.arange(n) % 2
+    pixels = np.random.default_rng(seed).integers(0, 200, (n, 32, 49, 3), np.uint8)
+    pixels[labels == 1] += 50
+    table = pd.DataFrame({"image": [f"{seed}-{k}" for k in range(n)]})
+    return data.Side(table, pixels, labels.astype(np.int64), f"side {seed}")
+
+
+@pytest.fixture
+def sides():
+    return side(22, 1), side(8, 2)
+
+
+def test_training_lowers_the_loss_and_keeps_the_best_epoch(sides, tmp_path):
+    model = Small()
+    before = training.score(model, *sides[1].tensors())[0]
+    history = training.train(
+        model,
+        *sides,
+        tmp_path / "models" / "a.safetensors",
+        {},
+        **SETTINGS | {"epochs": 8, "learning_rate": 0.02},
+    )
+    after = training.score(model, *sides[1].tensors())[0]
+    assert after == pytest.approx(history["validation_loss"].min(), abs=1e-5)
+    assert after < before
+    assert history["learning_rate"].is_monotonic_decreasing
+
+
+def test_the_same_seed_gives_the_same_weights(sides, tmp_path):
+    models_ = [Small(), Small(), Small()]
+    for k, model in enumerate(models_):
+        training.train(
+            model, *sides, tmp_path / "models" / f"{k}.safetensors", {}, **SETTINGS | {"seed": k // 2}
+        )
+    one, two, other = (model.head.weight for model in models_)
+    assert torch.equal(one, two) and not torch.equal(one, other)
+
+
+def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(sides, tmp_path, capsys):
+    unbroken, path = Small(), tmp_path / "models" / "a.safetensors"
+    expected = training.train(unbroken, *sides, path, {}, **SETTINGS)
+    calls = []
+
+    def killed(model, images, labels, generator):
+        calls.append(1)
+        if len(calls) == 9:  # in the second epoch of six batches each
+            raise KeyboardInterrupt
+        return images
+
+    def harmless(model, images, labels, generator):
+        return images
+
+    path = tmp_path / "models" / "b.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        training.train(Small(), *sides, path, {}, hook=killed, **SETTINGS)
+    assert not path.exists()
+    resumed = Small()
+    history = training.train(resumed, *sides, path, {}, hook=harmless, **SETTINGS)
+    assert "resumed after epoch 1" in capsys.readouterr().err
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(unbroken.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+    pd.testing.assert_frame_equal(history.drop(columns="seconds"), expected.drop(columns="seconds"))
+    assert not list(tmp_path.rglob("*.resume"))
+
+
+def test_a_finished_training_is_kept_and_other_settings_are_not(sides, tmp_path, capsys):
+    path = tmp_path / "models" / "a.safetensors"
+    training.train(Small(), *sides, path, {}, **SETTINGS)
+    training.train(Small(), *sides, path, {}, **SETTINGS)
+    assert "already trained" in capsys.readouterr().err
+    training.train(Small(), *sides, path, {"noise_sigma": 1}, **SETTINGS)
+    assert "epoch 3/3" in capsys.readouterr().err
+
+
+def test_it_stops_early_without_progress(sides, tmp_path):
+    settings = SETTINGS | {"epochs": 50, "learning_rate": 1e-12, "patience": 2}
+    model = Small()
+    model.body[1].momentum = 0  # nothing moves at all
+    assert len(training.train(model, *sides, tmp_path / "models" / "a.safetensors", {}, **settings)) == 3
+
+
+def test_a_loss_that_is_not_finite_says_what_to_do(sides, tmp_path):
+    model = Small()
+    model.head.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        training.train(model, *sides, tmp_path / "models" / "a.safetensors", {}, **SETTINGS)
+
+
+def test_the_guard_goes_back_when_only_fgsm_is_learned(sides, tmp_path, capsys):
+    """A planted collapse: from the second epoch on every image is lost under the threat and kept under the guard."""
+    epochs = []
+
+    def threat(model, images, labels):
+        epochs.append(1)
+        return images if len(epochs) == 1 else images * torch.nan
+
+    settings = SETTINGS | {"epochs": 2}
+    model = Small()
+    model.head.bias.data = torch.tensor([5.0, -5.0])  # half of the validation images right, under the guard
+    training.train(
+        model,
+        *sides,
+        tmp_path / "models" / "a.safetensors",
+        {},
+        threat=threat,
+        guard=lambda m, x, y: x,
+        **settings,
+    )
+    # NaN images count as benign: accuracy 0.5; the guard sees 0.5 too, so nothing is lost yet.
+    assert "back to the best epoch" not in capsys.readouterr().err
+    epochs.clear()
+
+    def wrong(model, images, labels):
+        epochs.append(1)
+        return (
+            images
+            if len(epochs) == 1
+            else torch.where(labels[:, None, None, None] == 0, 1e4, -1e4).expand(images.shape)
+        )
+
+    kept = Small()
+    kept.body[1].eval()
+    history = training.train(
+        kept,
+        *side_pair(),
+        tmp_path / "models" / "b.safetensors",
+        {},
+        threat=wrong,
+        guard=lambda m, x, y: x,
+        **SETTINGS,
+    )
+    assert "back to the best epoch" in capsys.readouterr().err
+    assert history["learning_rate"].iloc[-1] < SETTINGS["learning_rate"] / 2
+    assert training.score(kept, *side_pair()[1].tensors())[1] == history["guard_accuracy"].iloc[0]
+
+
+def side_pair():
+    """Two classes that brightness tells apart at once."""
+    pair = side(24, 1), side(8, 2)
+    for part in pair:
+        part.pixels[:] = np.where(part.labels[:, None, None, None] == 1, 230, 20)
+    return pair
+
+
+def test_noise_has_the_given_spread_and_stays_in_range():
+    images = torch.full((4, 3, 64, 64), 0.5)
+    noisy = training.add_gaussian_noise(0.1)(None, images, None, torch.Generator().manual_seed(0))
+    assert (noisy - images).std().item() == pytest.approx(0.1, rel=0.02)
+    bright = training.add_gaussian_noise(0.5)(None, images * 2, None, torch.Generator().manual_seed(0))
+    assert bright.max() <= 1 and bright.min() >= 0
+
+
+def test_fresh_examples_change_half_a_batch_within_epsilon_and_leave_statistics():
+    model = Small().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images, labels = torch.rand(8, 3, 32, 32), torch.arange(8) % 2
+    changed = training.add_fresh_fgsm(4 / 255)(model, images, labels, torch.Generator().manual_seed(0))
+    assert torch.equal(changed[:4], images[:4])
+    assert 0 < (changed[4:] - images[4:]).abs().max() <= 4 / 255 + 1e-6
+    assert (
+        all(torch.equal(before[name], value) for name, value in model.state_dict().items()) and model.training
+    )
+
+
+def test_the_merged_set_is_the_originals_and_their_fgsm_images(sides):
+    model, train = Small().eval(), sides[0]
+    merged = training.merge_fgsm(model, train, 4 / 255, batch_size=5)
+    assert len(merged) == 44 and merged.labels.tolist() == train.labels.tolist() * 2
+    assert np.array_equal(merged.pixels[:22], train.pixels)
+    change = merged.pixels[22:].astype(int) - train.pixels
+    assert np.abs(change).max() == 4
+    whole = torch.from_numpy(train.pixels).permute(0, 3, 1, 2).float() / 255
+    (expected,) = attacks.fgsm(model, whole, torch.from_numpy(train.labels), [4 / 255])
+    assert np.array_equal(merged.pixels[22:], expected.mul(255).round().byte().permute(0, 2, 3, 1).numpy())
+
+
+def test_augmentation_moves_pixels_and_changes_none():
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 32, 49, 3), np.uint8)
+    batch = training.augment(pixels, torch.Generator().manual_seed(0))
+    assert batch.shape == (40, 3, 32, 32) and batch.min() >= 0 and batch.max() <= 1
+    for row in range(40):
+        values = np.sort(batch[row].mul(255).round().byte().numpy().ravel())
+        crops = (pixels[row, :, left : left + 32] for left in range(18))
+        assert any(np.array_equal(values, np.sort(crop.ravel())) for crop in crops)
+
+
+def test_precision_is_what_was_asked_for():
+    assert training.training_dtype("float32") == torch.float32
+    assert training.training_dtype("bfloat16") == torch.bfloat16
+    assert training.training_dtype("auto") in (torch.float32, torch.bfloat16)
+    with pytest.raises(ValueError, match="auto, float32 or bfloat16"):
+        training.training_dtype("half")
+
+
+def test_densenet_trains_in_bfloat16(sides, tmp_path):
+    model = models.build("none")
+    settings = SETTINGS | {"epochs": 1, "precision": "bfloat16"}
+    history = training.train(model, *sides, tmp_path / "models" / "a.safetensors", {}, **settings)
+    assert np.isfinite(history["train_loss"]).all()
+    assert study.is_current(tmp_path / "models" / "a.safetensors", {}) is False
