@@ -26,21 +26,19 @@ def epsilon_curve(model, image, label, epsilons):
     return list(zip(epsilons, models.p_malignant(model, batches).tolist(), strict=True))
 
 
-def epsilon_figure(image, curve, epsilon, perturbed=None):
+def epsilon_figure(shown, curve, epsilon):
     """The image the model is given and the curve of P(malignant) over epsilon, with the current point.
 
-    image: float32 (1, 3, H, W) in [0, 1]; curve: of `epsilon_curve`; epsilon: a fraction, one of the curve's;
-    perturbed: the image under attack, by default the clean one. Returns a matplotlib Figure.
+    shown: the FGSM image at epsilon, float32 (1, 3, H, W) in [0, 1]; curve: of `epsilon_curve`; epsilon: a fraction, one of
+    the curve's. Returns a matplotlib Figure.
     """
     figure = Figure(figsize=(8.2, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
-    left.imshow((image if perturbed is None else perturbed)[0].permute(1, 2, 0).clamp(0, 1).numpy())
+    left.imshow(shown[0].permute(1, 2, 0).clamp(0, 1).numpy())
     left.set_axis_off()
     nearest, now = min(curve, key=lambda point: abs(point[0] - epsilon))
     answer = "malignant" if now > 0.5 else "benign"
-    left.set_title(
-        "clean image" if perturbed is None else f"under FGSM at {format_epsilon(nearest)}", fontsize=10
-    )
+    left.set_title(f"under FGSM at {format_epsilon(nearest)}" if nearest else "clean image", fontsize=10)
     right.plot([e * 255 for e, _ in curve], [p for _, p in curve], color="#0173b2", marker=".")
     right.plot(nearest * 255, now, "o", color="#d55e00", markersize=9)
     right.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
@@ -70,7 +68,7 @@ def epsilon_slider(model, image, label):
         try:
             k = change["new"]
             drawn = io.BytesIO()
-            epsilon_figure(image, curve, epsilons[k], images[k]).savefig(drawn, format="png", dpi=100)
+            epsilon_figure(images[k], curve, epsilons[k]).savefig(drawn, format="png", dpi=100)
             picture.value, message.value = drawn.getvalue(), ""
         except Exception as error:  # an error in a callback is otherwise lost without a word
             message.value = f"Could not draw: {error}"

@@ -48,6 +48,11 @@ class PixelDenseNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.network = torchvision.models.densenet121(num_classes=2)
+        # With torch's 0.1 the running statistics of a short training still hold their start: after fifty small batches
+        # validation lay at chance where training was nearly done.
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.3
 
     def forward(self, images):
         return self.network((2 * images - 1) * XRV_RANGE)

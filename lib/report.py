@@ -88,14 +88,14 @@ def summary(results, split_by, primary_defense, other=()):
         *banner,
         f"# How easily is the classifier fooled, and which defense holds? ({results['run']})",
         "",
-        f"{about['name']}, {about['images']} images of {about['cases']} cases; split by {split_by} ({split}). "
+        f"{about['name'][:1].upper()}{about['name'][1:]}, {about['images']} images of {about['cases']} cases; split by {split_by} ({split}). "
         f"{baseline['n']} test images of {baseline['n_cases']} cases; in brackets 95 % intervals from resampling cases.",
         "",
         "## Accuracy on the test images",
         "",
         *table(rows),
         "",
-        f"The defense declared on validation is **{primary_defense.replace('_', ' ')}**. Worst case: right clean and under every "
+        f"Primary defense, declared before the test images were used: **{primary_defense.replace('_', ' ')}**. Worst case: right clean and under every "
         "attack at every epsilon up to the one named. Random noise of the same size is the control; see notebook 3.",
         "",
         "![Accuracy against epsilon for every model](figures/06_curves.png)",
@@ -121,10 +121,28 @@ def summary(results, split_by, primary_defense, other=()):
         beside = [row for row in other if row["subset"] == "all" and row["split_by"] == split_by]
         seeds = sorted({row["seed"] for row in beside})
         text += ["", f"## Beside: the same study with seed {', '.join(map(str, seeds))}", "", *table(beside)]
-    text += ["", "## Checks", ""]
-    for check in results["checks"]:
-        value = "" if check["value"] is None else f" ({check['value']:.3f})"
-        text.append(f"- {check['model'].replace('_', ' ')}: {check['name']} – **{check['verdict']}**{value}")
+    checks = {(check["name"], check["model"]): check for check in results["checks"]}
+    names = [name for name in MODELS if any(model == name for _, model in checks)]
+    text += [
+        "",
+        "## Checks",
+        "",
+        "| what a claim of robustness must survive | "
+        + " | ".join(name.replace("_", " ") for name in names)
+        + " |",
+    ]
+    text.append("|---" * (len(names) + 1) + "|")
+    for name in dict.fromkeys(name for name, _ in checks):
+        found = [checks.get((name, model), {"verdict": "", "value": None}) for model in names]
+        text.append(
+            f"| {name} | "
+            + " | ".join(
+                f"{c['verdict']} ({evaluation.number(c['value'])})" if c["value"] is not None else "–"
+                for c in found
+            )
+            + " |"
+        )
+    text += ["", "What each value means stands in notebook 6 and in `results.json`."]
     return "\n".join(text) + "\n"
 
 

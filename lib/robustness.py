@@ -11,7 +11,7 @@ from lib import attacks, data, evaluation, models, study, training
 
 ATTACKS = ("random_noise", "fgsm", "pgd", "transfer_fgsm")
 WITHOUT_NETWORK = ("random_noise", "transfer_fgsm")  # what needs no gradient of the model itself
-BATCH = 16
+BATCH_PIXELS = 2**19  # of the images attacked at once: about 2 GB of activations
 
 
 def checkpoint(folder, model, fold=0):
@@ -94,9 +94,9 @@ def evaluate(
                     rows.append(evaluation.read_piece(piece))
                     continue
                 if network is None and margins is None:
-                    network = models.load(path).to(training.device())
+                    network = _load(path)
                 answer = margins(fold) if margins else None
-                attacker = models.load(source_path).to(training.device()) if transfers else network
+                attacker = _load(source_path) if transfers else network
                 made = perturb(
                     attacker, batch, labels, attack, group, pgd_steps, seed, f"{name} under {attack}"
                 )
@@ -109,7 +109,7 @@ def evaluate(
                             epsilon=epsilon,
                             margins=answer(perturbed.permute(0, 2, 3, 1).numpy())
                             if answer
-                            else evaluation.predict(network, perturbed, BATCH),
+                            else evaluation.predict(network, perturbed),
                             seed=seed,
                             source_model=source if transfers else "",
                             **({} if attack == "none" else {"clean": batch, "perturbed": perturbed}),
@@ -141,12 +141,21 @@ def evaluate_without_network(folder, images, names, *, epsilons=(), seed=0, sour
 def examples(model, side, per_class=2):
     """Positions of the first images of each class that the model gets right (of any, where it gets too few right)."""
     batch, _ = side.tensors()
-    right = (evaluation.predict(model, batch, BATCH) > 0) == (side.labels == 1)
+    right = (evaluation.predict(model, batch) > 0) == (side.labels == 1)
     chosen = []
     for label in (0, 1):
         mine = np.flatnonzero(side.labels == label)
         chosen += sorted(mine, key=lambda k: not right[k])[:per_class]
     return [int(k) for k in chosen]
+
+
+def batch_size(images):
+    """How many images of this size to attack at once."""
+    return max(8, BATCH_PIXELS // (images.shape[-1] * images.shape[-2]))
+
+
+def _load(path):
+    return models.load(path).to(training.device(), memory_format=torch.channels_last)
 
 
 def perturb(model, images, labels, attack, epsilons, pgd_steps=0, seed=0, label=None):
@@ -165,8 +174,9 @@ def perturb(model, images, labels, attack, epsilons, pgd_steps=0, seed=0, label=
             for epsilon, generator in zip(epsilons, generators, strict=True)
         ]
     done = [[] for _ in epsilons]
-    for start in tqdm(range(0, len(images), BATCH), desc=label, unit="batch", delay=10, leave=False):
-        x, y = (part[start : start + BATCH].to(training.device()) for part in (images, labels))
+    size = batch_size(images)
+    for start in tqdm(range(0, len(images), size), desc=label, unit="batch", delay=10, leave=False):
+        x, y = (part[start : start + size].to(training.device()) for part in (images, labels))
         x = x.contiguous(memory_format=torch.channels_last)
         if attack in ("fgsm", "transfer_fgsm"):
             batches = attacks.fgsm(model, x, y, epsilons)
