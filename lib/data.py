@@ -124,6 +124,7 @@ def select(index, magnifications=(), subtypes=()):
 
     Raises ValueError for unknown ones, and where a class would be missing.
     """
+    magnifications, subtypes = study.as_list(magnifications), study.as_list(subtypes)
     unknown = [m for m in magnifications if m not in MAGNIFICATIONS] + [
         s for s in subtypes if s not in SUBTYPES
     ]
@@ -319,7 +320,7 @@ def open_images(path, image_size, magnifications=(), split_by=None):
     """The images of a split table (`load_split`), of these magnifications and of one of its splits (the first by default)."""
     table = load_split(path)
     table = table[table["split_by"] == (split_by or table["split_by"].iloc[0])]
-    if len(magnifications):
+    if len(magnifications := study.as_list(magnifications)):
         table = table[table["magnification"].isin(magnifications)]
     pixels, table = load_pixels(table, image_size)
     return Images(table, pixels)

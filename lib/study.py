@@ -104,6 +104,11 @@ def require(run, name):
     return path
 
 
+def as_list(value):
+    """A list parameter as a list: `papermill -p epsilons "[1, 2, 4]"` hands it over as text."""
+    return yaml.safe_load(value) if isinstance(value, str) else value
+
+
 def dataset(run):
     """What 01 noted about the images of a run: name, synthetic, images, cases, fingerprint."""
     return json.loads(require(run, "dataset.json").read_text("utf-8"))

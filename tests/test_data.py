@@ -119,6 +119,9 @@ def test_one_image_in_two_places_is_refused(drawn, tmp_path):
 def test_a_missing_class_says_what_is_there(published):
     with pytest.raises(ValueError, match="No malignant"):
         data.select(published, subtypes=["A"])
+    assert set(data.select(published, magnifications="[100]")["magnification"]) == {
+        100
+    }  # as papermill -p hands it over
     with pytest.raises(ValueError, match="Unknown magnification"):
         data.select(published, magnifications=[50])
 
