@@ -49,8 +49,8 @@ WRITERS = (
     ("attacks.csv", "03_fgsm_attack"),
     ("*", "06_comparison"),
 )
-# These modules run, publish or explore; no number depends on them.
-NO_RESULTS = ("__init__", "study", "report", "explorer")
+# The runner itself; every other module writes numbers, words or figures of a stage.
+NO_RESULTS = ("__init__", "study")
 PACKAGES = (
     "torch",
     "torchvision",
@@ -313,8 +313,8 @@ def run_study(profile, data_root=None, settings=(), force=False, notebooks=NOTEB
     parameters = _all_parameters(profile, data_root, settings, notebooks)
     # Kernels run inside the run folder, where a relative STUDY_HOME would mean another place.
     os.environ["STUDY_HOME"] = str(home())
-    # Threads that spin long while they wait make torch ten times slower once anything else runs on the machine; spinning
-    # 30 times less than GCC's default costs 7 % on an idle one (measured on two cores).
+    # Threads that spin long while they wait make torch ten times slower once anything else runs on the machine; this
+    # much spinning costs 7 % on an idle one (measured on two cores).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     folder = run_folder(parameters["run"])
     for name in ("stages", "notebooks"):
