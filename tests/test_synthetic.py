@@ -196,9 +196,9 @@ def test_images_of_a_case_share_their_stain():
                 synthetic.draw_image(
                     "benign", "TA", (5, case), 200, np.random.default_rng((5, case, number))
                 ).mean((0, 1))
-                for number in range(2)
+                for number in range(3)
             ]
-            for case in range(6)
+            for case in range(8)
         ]
     )
     within, between = colors.std(axis=1).mean(), colors.mean(axis=1).std(axis=0).mean()
