@@ -4,8 +4,10 @@ DATA_ROOT ?=
 SET ?=
 PYTHON ?= python3
 BIN := .venv/bin
-# Threads that spin long while they wait slow torch tenfold on a busy machine.
+# What the runner gives its kernels (ENVIRONMENT in lib/study.py says why), for tests and JupyterLab too.
 export GOMP_SPINCOUNT ?= 10000
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 
 .PHONY: reports test lab lint format lock clean
 

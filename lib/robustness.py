@@ -11,7 +11,7 @@ from lib import attacks, data, evaluation, models, study, training
 
 ATTACKS = ("random_noise", "fgsm", "pgd", "transfer_fgsm")
 WITHOUT_NETWORK = ("random_noise", "transfer_fgsm")  # what needs no gradient of the model itself
-BATCH_PIXELS = 2**19  # of the images attacked at once: about 2 GB of activations
+BATCH_PIXELS = 2**19  # of the images attacked at once; bounds the memory of a backward pass
 
 
 def checkpoint(folder, model, fold=0):

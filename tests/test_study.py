@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -218,6 +219,26 @@ def test_finished_work_is_current_only_with_its_recipe_and_undamaged(tmp_path):
 def test_code_hash_follows_the_named_modules():
     assert study.code_hash("study", "report") == study.code_hash("report", "study")
     assert study.code_hash("study") != study.code_hash("report")
+
+
+def test_code_hash_follows_code_not_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    module = tmp_path / "lib" / "one.py"
+    module.parent.mkdir()
+
+    def of(source):
+        module.write_text(source)
+        return study.code_hash("one")
+
+    plain = of("def f(x):\n    return x + 1\n")
+    assert plain != of("def f(x):\n    return x + 2\n")
+    assert plain == of('"""A module."""\n\ndef f(x):\n    """Adds."""\n    return (x + 1)  # one\n')
+
+
+def test_makefile_and_runner_agree_on_the_environment():
+    text = (study.ROOT / "Makefile").read_text()
+    found = dict(re.findall(r"^export (\w+) \?= (\S+)$", text, re.MULTILINE))
+    assert found == study.ENVIRONMENT
 
 
 def test_the_commit_says_when_code_differs_but_not_when_a_report_does(tmp_path, monkeypatch):
