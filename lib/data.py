@@ -31,6 +31,7 @@ SUBTYPES = {
     "PC": "papillary_carcinoma",
 }
 MAGNIFICATIONS = (40, 100, 200, 400)
+NAME_LENGTH = 65  # bytes of a line in the pixel cache's list: 64 hexadecimal digits and the end of the line
 FIELD_OF_VIEW = (700, 460)  # width and height in pixels of an image as published
 SMALLEST_IMAGE = 32  # pixels; DenseNet-121 halves the size five times
 FILE_NAME = re.compile(
@@ -367,13 +368,18 @@ def load_pixels(table, image_size, skip_bad_files=False, cache=None):
     pixels, names = cache / f"{image_size}.uint8", cache / f"{image_size}.sha256"
     bad = []
     with FileLock(cache / f"{image_size}.lock"):
-        known = names.read_text().split() if names.exists() else []
+        text = names.read_text() if names.exists() else ""
+        known = text[: len(text) // NAME_LENGTH * NAME_LENGTH].split()
         position = {sha: row for row, sha in enumerate(known)}
         missing = table[~table["sha256"].isin(position)].drop_duplicates("sha256")
         if len(missing):
             # Pixels first, then the name: what a killed run half wrote lies past the last name and is overwritten.
-            with open(pixels, "r+b" if pixels.exists() else "w+b") as data, open(names, "a") as listed:
+            pixels.touch()
+            names.touch()
+            with study.writing(pixels), open(pixels, "r+b") as data, open(names, "r+") as listed:
                 data.seek(len(known) * row_bytes)
+                listed.seek(len(known) * NAME_LENGTH)
+                listed.truncate()
                 rows = zip(missing["path"], missing["sha256"], strict=True)
                 for path, sha in tqdm(
                     rows, total=len(missing), desc=f"decoding at {image_size} px", unit="image"

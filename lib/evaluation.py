@@ -6,13 +6,15 @@ a model. Malignant is the positive class, and a decision is malignant when the m
 is the case: the images of one case are not independent.
 """
 
-import os
+import gzip
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
+
+from lib import study
 
 COLUMNS = [
     *("image", "case", "label", "subtype", "magnification", "split", "split_by", "fold", "seed"),
@@ -163,11 +165,9 @@ def read_piece(file):
 
 def write_piece(predictions, file):
     """Write predictions to a file *.csv.gz, whole or not at all; the same rows give the same bytes."""
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.partial")
-    predictions.to_csv(partial, index=False, compression={"method": "gzip", "mtime": 0})
-    os.replace(partial, file)
+    content = gzip.compress(predictions.to_csv(index=False).encode(), mtime=0)
+    with study.whole_file(file) as part:
+        part.write_bytes(content)
 
 
 def _refuse_bad_rows(predictions, key):

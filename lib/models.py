@@ -5,10 +5,9 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
@@ -125,11 +124,9 @@ def _load_xrv(name, weights_dir=""):
 
 def save(model, path, made):
     """Write the weights as safetensors and, beside them, `made` (how they were made) as JSON. Whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, partial)
-    os.replace(partial, path)
+    content = safetensors.torch.save({name: value.contiguous() for name, value in model.state_dict().items()})
+    with study.whole_file(path) as part:
+        part.write_bytes(content)
     study.write_recipe(path, made)
 
 
@@ -139,8 +136,8 @@ def load(path):
     if not path.exists():
         raise FileNotFoundError(f"No checkpoint {path}: train it, or give the path of a .safetensors file.")
     try:
-        state = load_file(path)
-    except SafetensorError as error:
+        state = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): train it anew or copy it again.") from error
     model = PixelDenseNet()
     try:

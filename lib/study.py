@@ -9,6 +9,7 @@ import argparse
 import ast
 import contextlib
 import difflib
+import errno
 import hashlib
 import json
 import math
@@ -70,6 +71,8 @@ ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
 }
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # A training cell may take hours; a cell that hangs must end some day.
 CELL_TIMEOUT = 12 * 3600
@@ -152,7 +155,35 @@ def write_recipe(path, recipe):
     `models/baseline.safetensors`, `x.json` for `x.csv.gz`); other keys of that JSON stay.
     """
     beside = _recipe_file(path)
-    _write_json(beside, _read_json(beside) | {"recipe": _plain(recipe), "sha256": file_hash(path)})
+    write_json(beside, _read_json(beside) | {"recipe": _plain(recipe), "sha256": file_hash(path)})
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """`with whole_file(path) as part:` what is written to the file `part` becomes `path` at the end, or nothing does."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with writing(path):
+            yield part
+            os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path):
+    """While `path` is written: an OSError because the disk is full says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        words = (
+            f"could not write {path} ({error.strerror}): free some space and run again, finished work is kept"
+        )
+        raise OSError(error.errno, words) from error
 
 
 def code_hash(*modules):
@@ -430,7 +461,7 @@ def _run_stage(folder, notebook, key, parameters, inputs, others, force):
         previous, before, mine = {}, _listing(folder), set()
     # A killed stage is known by this: whatever differs from `before` is its unfinished work.
     unfinished = {"finished": False, "outputs": previous.get("outputs", {})}
-    _write_json(record_file, unfinished | {"before": previous.get("before", before)})
+    write_json(record_file, unfinished | {"before": previous.get("before", before)})
 
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     executed = folder / "notebooks" / notebook.name
@@ -457,7 +488,7 @@ def _run_stage(folder, notebook, key, parameters, inputs, others, force):
         "started": started,
         "seconds": seconds,
     }
-    _write_json(record_file, record)
+    write_json(record_file, record)
     return len(stale)
 
 
@@ -588,7 +619,7 @@ def _publish_if_changed(stages, run, folder):
         raise StudyError(
             f"the report could not be published: {error}\nThe stages' results are kept; the last published report is as it was."
         ) from error
-    _write_json(note, {"state": state, "commit": now, "files": _hashes(report)})
+    write_json(note, {"state": state, "commit": now, "files": _hashes(report)})
     return report / "index.html"
 
 
@@ -668,11 +699,10 @@ def _read_json(path):
     return value if isinstance(value, dict) else {}
 
 
-def _write_json(path, value):
-    path = Path(path)
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    half.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
-    os.replace(half, path)
+def write_json(path, value):
+    """Write a JSON file, whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
 
 
 def _shown(path):

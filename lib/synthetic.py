@@ -15,6 +15,8 @@ from PIL import Image, PngImagePlugin
 from scipy import ndimage
 from tqdm import tqdm
 
+from lib import study
+
 VERSION = 2  # goes up whenever the same seed yields other pixels
 HEIGHT, WIDTH = 460, 700
 NOTE = "Drawn tissue, not a photograph: no medical evidence"
@@ -68,12 +70,12 @@ def draw_tree(folder, cases=24, images_per_case=8, magnifications=(100, 200), se
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if _check_marker(folder, settings):
             return folder
-        _write_json(folder / "DRAWING.json", {"drawn": False, **settings})
+        study.write_json(folder / "DRAWING.json", {"drawn": False, **settings})
         jobs = [job for job in _jobs(folder, settings) if not _is_complete(job[0])]
         # loky's workers do not import the caller's script again, as multiprocessing's do where nothing is forked.
         draw = Parallel(workers or -1, return_as="generator_unordered")
         _watch(draw(delayed(_draw_file)(job) for job in jobs), len(jobs))
-        _write_json(folder / "DRAWN.json", {"drawn": True, **settings})
+        study.write_json(folder / "DRAWN.json", {"drawn": True, **settings})
         (folder / "DRAWING.json").unlink()
     return folder
 
@@ -403,16 +405,8 @@ def _draw_file(job):
     pixels = draw_image(label, subtype, case_seed, magnification, np.random.default_rng(image_seed))
     note = PngImagePlugin.PngInfo()
     note.add_text("Description", NOTE)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    try:
+    with study.whole_file(path) as part:
         Image.fromarray(pixels).save(part, format="PNG", compress_level=2, pnginfo=note)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(
-            error.errno, f"Could not write {path} ({error.strerror or error}): free some space and run again"
-        ) from error
 
 
 def _watch(results, total):
@@ -451,9 +445,3 @@ def _check_marker(folder, settings):
             f"{folder} is not empty (it holds {other[0]}) and was not drawn here. Give an empty or new folder."
         )
     return False
-
-
-def _write_json(path, content):
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(part, path)

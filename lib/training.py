@@ -1,5 +1,6 @@
 """The one training loop. Models differ by the images they are given and by hooks that change a batch before the loss."""
 
+import io
 import math
 import os
 import sys
@@ -257,21 +258,21 @@ def train(
             file=sys.stderr,
             flush=True,
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = resume.with_suffix(".partial")
+        content = io.BytesIO()
         torch.save(
             state | {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "made": repr(made)},
-            partial,
+            content,
         )
-        os.replace(partial, resume)
+        with study.whole_file(resume) as part:
+            part.write_bytes(content.getbuffer())
 
     if state["best"] is None:
         raise FloatingPointError(f"{path.stem}: no epoch had a finite validation loss: lower learning_rate.")
     model.load_state_dict(state["best"])
     model.eval()
     history = pd.DataFrame(state["history"])
-    history_path.parent.mkdir(parents=True, exist_ok=True)
-    history.to_csv(history_path, index=False)
+    with study.whole_file(history_path) as part:
+        history.to_csv(part, index=False)
     models.save(model, path, made)
     resume.unlink(missing_ok=True)
     return history

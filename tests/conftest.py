@@ -1,6 +1,8 @@
 """What several tests share: a small drawn tree, real images where they are, and one smoke study, killed once on its way."""
 
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -20,6 +22,22 @@ def breakhis():
     if not (BREAKHIS / "BreaKHis_v1").is_dir():
         pytest.skip(f"no real images at {BREAKHIS}: set BREAKHIS_ROOT to a folder that holds BreaKHis_v1")
     return BREAKHIS
+
+
+@pytest.fixture
+def full_disk():
+    """`with full_disk(size):` no file can be written past `size` bytes: the system refuses, as a full disk does."""
+
+    @contextlib.contextmanager
+    def limit(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
 
 
 @pytest.fixture(scope="session")

@@ -187,9 +187,21 @@ def test_a_half_written_cache_goes_on(drawn, tmp_path):
     index = data.index_images(drawn)
     whole = data.load_pixels(index, 32, cache=tmp_path / "whole")[0][:]
     data.load_pixels(index.head(7), 32, cache=tmp_path / "half")
-    with open(tmp_path / "half" / "32.uint8", "ab") as pixels:
+    with (
+        open(tmp_path / "half" / "32.uint8", "ab") as pixels,
+        open(tmp_path / "half" / "32.sha256", "a") as names,
+    ):
         pixels.write(b"killed here")
+        names.write("0123")
     assert np.array_equal(data.load_pixels(index, 32, cache=tmp_path / "half")[0][:], whole)
+
+
+def test_a_full_disk_while_decoding_loses_nothing(drawn, tmp_path, full_disk):
+    index = data.index_images(drawn)
+    whole = data.load_pixels(index, 32, cache=tmp_path / "whole")[0][:]
+    with full_disk(5 * whole[0].size + 100), pytest.raises(OSError, match=r"32\.uint8.*free some space"):
+        data.load_pixels(index, 32, cache=tmp_path / "full")
+    assert np.array_equal(data.load_pixels(index, 32, cache=tmp_path / "full")[0][:], whole)
 
 
 def test_damaged_images_are_named_and_left_out_only_when_asked(drawn, tmp_path):

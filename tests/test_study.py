@@ -348,6 +348,20 @@ def test_a_failing_cell_is_named_and_the_last_report_stays(notebooks, capsys):
     assert calls(notebooks) == ["second"]
 
 
+def test_a_full_disk_is_said_and_the_last_report_stays(notebooks, capsys, full_disk):
+    assert study.main(["toy"], notebooks) == 0
+    published = snapshot(notebooks.parent / "reports")
+    big = 'with study.whole_file(folder / "big") as part:\n    part.write_bytes(bytes(10**6))\nfor epsilon in'
+    replace_in(notebooks / "02_second.ipynb", "for epsilon in", json.dumps(big)[1:-1])
+    with full_disk(5 * 10**5):
+        assert study.main(["toy"], notebooks) == 1
+    assert (
+        "could not write" in (shown := capsys.readouterr().err) and "free some space and run again" in shown
+    )
+    assert snapshot(notebooks.parent / "reports") == published
+    assert study.main(["toy"], notebooks) == 0
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [

@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -90,6 +92,24 @@ def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(sides, tmp_path, 
     )
     pd.testing.assert_frame_equal(history.drop(columns="seconds"), expected.drop(columns="seconds"))
     assert not list(tmp_path.rglob("*.resume"))
+
+
+def test_a_full_disk_while_training_says_what_to_do_and_loses_nothing(sides, tmp_path, full_disk, capsys):
+    path = tmp_path / "models" / "net.safetensors"
+    with contextlib.ExitStack() as until_space_is_freed:
+        calls = []
+
+        def fill_the_disk_in_the_second_epoch(model, images, labels, generator):
+            calls.append(1)
+            if len(calls) == 7:
+                until_space_is_freed.enter_context(full_disk(1000))
+            return images
+
+        with pytest.raises(OSError, match=r"net\.resume.*free some space and run again"):
+            training.train(Small(), *sides, path, {}, hook=fill_the_disk_in_the_second_epoch, **SETTINGS)
+    assert [file.name for file in path.parent.iterdir()] == ["net.resume"]
+    assert len(training.train(Small(), *sides, path, {}, **SETTINGS)) == 3
+    assert "resumed after epoch 1" in capsys.readouterr().err
 
 
 def test_a_finished_training_is_kept_and_other_settings_are_not(sides, tmp_path, capsys):
