@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
-from lib import study
+from lib import runs
 
 CLASSES = ("benign", "malignant")
 SUBTYPES = {
@@ -125,7 +125,7 @@ def select(index, magnifications=(), subtypes=()):
 
     Raises ValueError for unknown ones, and where a class would be missing.
     """
-    magnifications, subtypes = study.as_list(magnifications), study.as_list(subtypes)
+    magnifications, subtypes = runs.as_list(magnifications), runs.as_list(subtypes)
     unknown = [m for m in magnifications if m not in MAGNIFICATIONS] + [
         s for s in subtypes if s not in SUBTYPES
     ]
@@ -321,7 +321,7 @@ def open_images(path, image_size, magnifications=(), split_by=None):
     """The images of a split table (`load_split`), of these magnifications and of one of its splits (the first by default)."""
     table = load_split(path)
     table = table[table["split_by"] == (split_by or table["split_by"].iloc[0])]
-    if len(magnifications := study.as_list(magnifications)):
+    if len(magnifications := runs.as_list(magnifications)):
         table = table[table["magnification"].isin(magnifications)]
     pixels, table = load_pixels(table, image_size)
     return Images(table, pixels)
@@ -363,7 +363,7 @@ def load_pixels(table, image_size, skip_bad_files=False, cache=None):
         )
     shape = (image_size, field_width(image_size), 3)
     row_bytes = int(np.prod(shape))
-    cache = Path(cache or study.home() / "runs" / ".cache")
+    cache = Path(cache or runs.home() / "runs" / ".cache")
     cache.mkdir(parents=True, exist_ok=True)
     pixels, names = cache / f"{image_size}.uint8", cache / f"{image_size}.sha256"
     bad = []
@@ -376,7 +376,7 @@ def load_pixels(table, image_size, skip_bad_files=False, cache=None):
             # Pixels first, then the name: what a killed run half wrote lies past the last name and is overwritten.
             pixels.touch()
             names.touch()
-            with study.writing(pixels), open(pixels, "r+b") as data, open(names, "r+") as listed:
+            with runs.writing(pixels), open(pixels, "r+b") as data, open(names, "r+") as listed:
                 data.seek(len(known) * row_bytes)
                 listed.seek(len(known) * NAME_LENGTH)
                 listed.truncate()

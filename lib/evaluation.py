@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from lib import study
+from lib import runs
 
 COLUMNS = [
     *("image", "case", "label", "subtype", "magnification", "split", "split_by", "fold", "seed"),
@@ -166,7 +166,7 @@ def read_piece(file):
 def write_piece(predictions, file):
     """Write predictions to a file *.csv.gz, whole or not at all; the same rows give the same bytes."""
     content = gzip.compress(predictions.to_csv(index=False).encode(), mtime=0)
-    with study.whole_file(file) as part:
+    with runs.whole_file(file) as part:
         part.write_bytes(content)
 
 

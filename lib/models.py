@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from torch import nn
 
-from lib import study
+from lib import runs
 
 with warnings.catch_warnings():  # importing it silences every warning of the process
     import torchxrayvision as xrv
@@ -125,9 +125,9 @@ def _load_xrv(name, weights_dir=""):
 def save(model, path, made):
     """Write the weights as safetensors and, beside them, `made` (how they were made) as JSON. Whole or not at all."""
     content = safetensors.torch.save({name: value.contiguous() for name, value in model.state_dict().items()})
-    with study.whole_file(path) as part:
+    with runs.whole_file(path) as part:
         part.write_bytes(content)
-    study.write_recipe(path, made)
+    runs.write_recipe(path, made)
 
 
 def load(path):

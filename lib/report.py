@@ -14,8 +14,7 @@ import re
 import shutil
 from pathlib import Path
 
-from lib import evaluation
-from lib.study import home, require, run_folder
+from lib import evaluation, runs
 
 DATA_FILES = ("summary.md", "results.json", "predictions.csv.gz", "attacks.csv", "split.csv", "dataset.json")
 DRAWN_BANNER = "Drawn tissue: these numbers are no medical evidence."
@@ -46,7 +45,7 @@ def published_metrics(run):
     """
     if not run:
         return []
-    path = home() / "reports" / run / "results.json"
+    path = runs.home() / "reports" / run / "results.json"
     if not path.exists():
         raise FileNotFoundError(
             f"No published report {run!r} to compare with: run it first, or set compare_with to nothing."
@@ -159,7 +158,7 @@ def publish(run, provenance):
     Raises FileNotFoundError when the run lacks a file, ValueError when results.json is no valid JSON (a NaN counts as that);
     then the last report is as it was.
     """
-    report = home() / "reports" / run
+    report = runs.home() / "reports" / run
     new, old = (report.with_name(f".{run}.{part}") for part in ("new", "old"))
     report.parent.mkdir(parents=True, exist_ok=True)
     if old.exists() and not report.exists():
@@ -251,14 +250,14 @@ def _shows_tissue(path):
 
 
 def _build(run, report, provenance):
-    source = run_folder(run)
-    dataset = json.loads(require(run, "dataset.json").read_text("utf-8"))
+    source = runs.folder(run)
+    dataset = json.loads(runs.require(run, "dataset.json").read_text("utf-8"))
     drawn = dataset["synthetic"] is True
     shutil.copyfile(source / "dataset.json", report / "dataset.json")
-    shutil.copyfile(require(run, "attacks.csv"), report / "attacks.csv")
-    _write_split(require(run, "split.csv"), report / "split.csv")
-    _write_predictions(require(run, "predictions.csv.gz"), report / "predictions.csv.gz")
-    _write_results(require(run, "results.json"), report / "results.json", provenance)
+    shutil.copyfile(runs.require(run, "attacks.csv"), report / "attacks.csv")
+    _write_split(runs.require(run, "split.csv"), report / "split.csv")
+    _write_predictions(runs.require(run, "predictions.csv.gz"), report / "predictions.csv.gz")
+    _write_results(runs.require(run, "results.json"), report / "results.json", provenance)
 
     # Where everything lies that a page can link to, by the name under which notebooks and summary know it.
     places = {name: name for name in DATA_FILES}
@@ -276,7 +275,7 @@ def _build(run, report, provenance):
         places[notebook.name] = places[f"{notebook.stem}.html"] = f"{folder}{notebook.stem}.html"
     places["index.html"] = "index.html"
 
-    summary = require(run, "summary.md").read_text("utf-8")
+    summary = runs.require(run, "summary.md").read_text("utf-8")
     (report / "summary.md").write_text(_without_hidden_figures(summary, places), "utf-8")
     if not drawn:
         (report / "images").mkdir(exist_ok=True)
@@ -384,7 +383,7 @@ def _notebook_body(notebook, places):
             cell.outputs = _readable_outputs(cell.outputs, places)
     exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
     body, _ = exporter.from_notebook_node(content)
-    return body.replace(f"{home()}{os.sep}", "")
+    return body.replace(f"{runs.home()}{os.sep}", "")
 
 
 def _readable_outputs(outputs, places):

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lib import attacks, data, evaluation, models, study, training
+from lib import attacks, data, evaluation, models, runs, training
 
 ATTACKS = ("random_noise", "fgsm", "pgd", "transfer_fgsm")
 WITHOUT_NETWORK = ("random_noise", "transfer_fgsm")  # what needs no gradient of the model itself
@@ -27,7 +27,7 @@ def starting_weights(folder, pretrained, fold=0):
 
 def start_recipe(start):
     """Starting weights for a recipe: the hash of a checkpoint, or the name."""
-    return study.file_hash(start) if Path(start).is_file() else str(start)
+    return runs.file_hash(start) if Path(start).is_file() else str(start)
 
 
 def attack_table(epsilons, pgd_steps):
@@ -80,17 +80,17 @@ def evaluate(
             )
             for group in groups:
                 recipe = {
-                    "model": name if margins else study.file_hash(path),
-                    "source": study.file_hash(source_path) if transfers else "",
+                    "model": name if margins else runs.file_hash(path),
+                    "source": runs.file_hash(source_path) if transfers else "",
                     "images": [test.fingerprint, list(batch.shape)],
                     "attack": [attack, list(group), pgd_steps if attack == "pgd" else 0],
                     "seed": seed,
                     "split_by": test.table["split_by"].iloc[0],
-                    "code": study.code_hash("attacks", "evaluation", "models", "robustness"),
+                    "code": runs.code_hash("attacks", "evaluation", "models", "robustness"),
                 }
                 tail = f"-{group[0] * 255:g}" if attack == "pgd" else ""
                 piece = folder / "predictions" / f"{name}-{attack}{tail}-{recipe['split_by']}{fold}.csv.gz"
-                if study.is_current(piece, recipe):
+                if runs.is_current(piece, recipe):
                     rows.append(evaluation.read_piece(piece))
                     continue
                 if network is None and margins is None:
@@ -119,7 +119,7 @@ def evaluate(
                     ignore_index=True,
                 )
                 evaluation.write_piece(part, piece)
-                study.write_recipe(piece, recipe)
+                runs.write_recipe(piece, recipe)
                 rows.append(part)
     return pd.concat(rows, ignore_index=True)
 

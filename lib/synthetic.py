@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from scipy import ndimage
 from tqdm import tqdm
 
-from lib import study
+from lib import runs
 
 VERSION = 2  # goes up whenever the same seed yields other pixels
 HEIGHT, WIDTH = 460, 700
@@ -70,12 +70,12 @@ def draw_tree(folder, cases=24, images_per_case=8, magnifications=(100, 200), se
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if _check_marker(folder, settings):
             return folder
-        study.write_json(folder / "DRAWING.json", {"drawn": False, **settings})
+        runs.write_json(folder / "DRAWING.json", {"drawn": False, **settings})
         jobs = [job for job in _jobs(folder, settings) if not _is_complete(job[0])]
         # loky's workers do not import the caller's script again, as multiprocessing's do where nothing is forked.
         draw = Parallel(workers or -1, return_as="generator_unordered")
         _watch(draw(delayed(_draw_file)(job) for job in jobs), len(jobs))
-        study.write_json(folder / "DRAWN.json", {"drawn": True, **settings})
+        runs.write_json(folder / "DRAWN.json", {"drawn": True, **settings})
         (folder / "DRAWING.json").unlink()
     return folder
 
@@ -405,7 +405,7 @@ def _draw_file(job):
     pixels = draw_image(label, subtype, case_seed, magnification, np.random.default_rng(image_seed))
     note = PngImagePlugin.PngInfo()
     note.add_text("Description", NOTE)
-    with study.whole_file(path) as part:
+    with runs.whole_file(path) as part:
         Image.fromarray(pixels).save(part, format="PNG", compress_level=2, pnginfo=note)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from lib import attacks, models, study
+from lib import attacks, models, runs
 
 SUDDEN_LOSS = (
     0.2  # FGSM accuracy above PGD accuracy on validation by this: catastrophic overfitting (Wong et al. 2020)
@@ -166,9 +166,9 @@ def train(
         "seed": seed,
         "precision": str(training_dtype(precision)),
         "patience": patience,
-        "code": study.code_hash("attacks", "models", "training"),
+        "code": runs.code_hash("attacks", "models", "training"),
     }
-    if history_path.exists() and study.is_current(path, made):
+    if history_path.exists() and runs.is_current(path, made):
         os.utime(history_path)  # still in use, for the runner
         print(f"{path.stem}: already trained, kept", file=sys.stderr)
         return pd.read_csv(history_path)
@@ -263,7 +263,7 @@ def train(
             state | {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "made": repr(made)},
             content,
         )
-        with study.whole_file(resume) as part:
+        with runs.whole_file(resume) as part:
             part.write_bytes(content.getbuffer())
 
     if state["best"] is None:
@@ -271,7 +271,7 @@ def train(
     model.load_state_dict(state["best"])
     model.eval()
     history = pd.DataFrame(state["history"])
-    with study.whole_file(history_path) as part:
+    with runs.whole_file(history_path) as part:
         history.to_csv(part, index=False)
     models.save(model, path, made)
     resume.unlink(missing_ok=True)

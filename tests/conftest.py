@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lib import study, synthetic
+from lib import runs, synthetic
 
-BREAKHIS = Path(os.environ.get("BREAKHIS_ROOT", study.ROOT.parent / "shared" / "breakhis"))
+BREAKHIS = Path(os.environ.get("BREAKHIS_ROOT", runs.ROOT.parent / "shared" / "breakhis"))
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +40,14 @@ def full_disk():
     return limit
 
 
+@pytest.fixture
+def snapshot():
+    """`snapshot(folder)`: the bytes of every file in it."""
+    return lambda folder: {
+        path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
     """Twenty drawn cases with one image each."""
@@ -53,7 +61,7 @@ def smoke(tmp_path_factory):
     """The home folder of a smoke study that was killed after its first epoch and started again, and what it printed then."""
     home = tmp_path_factory.mktemp("smoke")
     command = [sys.executable, "-m", "lib.study", "smoke", "--home", str(home)]
-    options = {"cwd": study.ROOT, "text": True, "start_new_session": True}
+    options = {"cwd": runs.ROOT, "text": True, "start_new_session": True}
     with open(home / "first.log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options)
         deadline = time.monotonic() + 240

@@ -10,7 +10,7 @@ import papermill
 import pytest
 import yaml
 
-from lib import study
+from lib import profiles, runs, study
 
 NOTEBOOKS = sorted(study.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 PROFILES = sorted((study.NOTEBOOKS / "profiles").glob("*.yaml"))
@@ -33,11 +33,11 @@ def test_stored_without_outputs_for_the_kernel_python3(path):
 
 
 def declared():
-    return [(path.stem, study.parameters_of(path)) for path in NOTEBOOKS]
+    return [(path.stem, profiles.declared_in(path)) for path in NOTEBOOKS]
 
 
 def test_the_quick_profile_is_the_notebooks_defaults():
-    quick = study.load_profile("quick")
+    quick = profiles.load("quick")
     for stem, parameters in declared():
         for name, (annotation, default) in parameters.items():
             assert annotation in ("int", "float", "str", "bool", "list[int]", "list[float]", "list[str]"), (
@@ -77,7 +77,7 @@ def test_one_notebook_by_papermill_with_a_profile_and_a_parameter(smoke, tmp_pat
     subprocess.run(["cp", "-r", str(home / "runs"), str(tmp_path / "runs")], check=True)
     environment = os.environ | {"STUDY_HOME": str(tmp_path)}
     done = subprocess.run(
-        command, cwd=study.ROOT, env=environment, capture_output=True, text=True, timeout=300
+        command, cwd=runs.ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "smoke" / "predictions" / "baseline-pgd-1-case0.csv.gz").exists()
@@ -88,7 +88,7 @@ def test_all_notebooks_pass_under_nbval(tmp_path):
         papermill.execute_notebook(
             path,
             tmp_path / path.name,
-            parameters=study.load_profile("smoke"),
+            parameters=profiles.load("smoke"),
             prepare_only=True,
             progress_bar=False,
         )
@@ -140,7 +140,7 @@ def test_a_killed_study_goes_on_where_it_was(smoke):
 def test_an_unchanged_study_is_skipped(smoke):
     home, _ = smoke
     command = [sys.executable, "-m", "lib.study", "smoke", "--home", str(home)]
-    done = subprocess.run(command, cwd=study.ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.count("unchanged, skipped") == len(NOTEBOOKS)
 
 
@@ -148,7 +148,7 @@ def test_a_failing_stage_is_named_and_the_report_stays(smoke):
     home, _ = smoke
     before = (home / "reports" / "smoke" / "index.html").read_bytes()
     command = [sys.executable, "-m", "lib.study", "smoke", "--home", str(home), "--set", "epsilons=[300]"]
-    done = subprocess.run(command, cwd=study.ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1
     assert "03_fgsm_attack.ipynb, cell" in done.stderr and "0 to 255" in done.stderr
     assert (home / "reports" / "smoke" / "index.html").read_bytes() == before

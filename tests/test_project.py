@@ -9,9 +9,9 @@ import tomllib
 import pytest
 import yaml
 
-from lib import evaluation, report, study
+from lib import evaluation, report, runs
 
-REPORTS = sorted(path.parent for path in (study.ROOT / "reports").glob("*/results.json"))
+REPORTS = sorted(path.parent for path in (runs.ROOT / "reports").glob("*/results.json"))
 ASKED_FOR = {
     "torch",
     "torchvision",
@@ -28,34 +28,34 @@ ASKED_FOR = {
 def locked():
     return {
         re.split(r"[=; ]", line)[0].lower()
-        for line in (study.ROOT / "requirements.txt").read_text().splitlines()
+        for line in (runs.ROOT / "requirements.txt").read_text().splitlines()
         if line
     }
 
 
 def dependencies():
-    return tomllib.loads((study.ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return tomllib.loads((runs.ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
 
 
 def test_the_lock_holds_every_dependency_for_all_platforms():
     assert set(dependencies()) <= locked()
     assert set(dependencies()) >= ASKED_FOR
-    text = (study.ROOT / "requirements.txt").read_text()
+    text = (runs.ROOT / "requirements.txt").read_text()
     assert "sys_platform == 'linux'" in text and "://" not in text
 
 
 def test_conda_installs_the_same_lock():
-    environment = yaml.safe_load((study.ROOT / "environment.yml").read_text())
+    environment = yaml.safe_load((runs.ROOT / "environment.yml").read_text())
     conda, pip = environment["dependencies"][:-1], environment["dependencies"][-1]["pip"]
     assert {item.split()[0] for item in conda} == {"python", "pip"}
     assert pip == ["-r requirements.txt", "-e ."]
-    requires = tomllib.loads((study.ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    requires = tomllib.loads((runs.ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     assert f"python {requires}" in conda
 
 
 def test_nothing_is_depended_on_that_nothing_uses():
     imported = set()
-    for path in [*(study.ROOT / "lib").glob("*.py"), *(study.ROOT / "tests").glob("*.py")]:
+    for path in [*(runs.ROOT / "lib").glob("*.py"), *(runs.ROOT / "tests").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             imported |= {name.split(".")[0] for name in names}
@@ -79,9 +79,9 @@ def test_every_row_of_a_committed_report_follows_from_its_predictions(folder):
 @pytest.mark.parametrize("folder", REPORTS, ids=lambda path: path.name)
 def test_a_committed_report_is_small_and_shows_no_real_tissue(folder):
     listed = subprocess.run(
-        ["git", "ls-files", "-z", str(folder)], cwd=study.ROOT, capture_output=True, text=True
+        ["git", "ls-files", "-z", str(folder)], cwd=runs.ROOT, capture_output=True, text=True
     )
-    files = [study.ROOT / name for name in listed.stdout.split("\0") if name]
+    files = [runs.ROOT / name for name in listed.stdout.split("\0") if name]
     assert sum(path.stat().st_size for path in files) < 3e6
     assert report.tissue_leaks(folder, files) == []
     assert "nan" not in (folder / "summary.md").read_text().lower().split()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import attacks, data, models, study, training
+from lib import attacks, data, models, runs, training
 
 SETTINGS = {"epochs": 3, "batch_size": 4, "learning_rate": 1e-3, "seed": 7, "precision": "float32"}
 
@@ -246,4 +246,4 @@ def test_densenet_trains_in_bfloat16(sides, tmp_path):
     settings = SETTINGS | {"epochs": 1, "precision": "bfloat16"}
     history = training.train(model, *sides, tmp_path / "models" / "a.safetensors", {}, **settings)
     assert np.isfinite(history["train_loss"]).all()
-    assert study.is_current(tmp_path / "models" / "a.safetensors", {}) is False
+    assert runs.is_current(tmp_path / "models" / "a.safetensors", {}) is False

@@ -1,0 +1,130 @@
+"""The study's parameters: profiles, what the notebooks declare, and the checks that keep a typo from running for hours."""
+
+import ast
+import contextlib
+import difflib
+import json
+import math
+import re
+from pathlib import Path
+
+import yaml
+
+from lib import runs
+
+
+class ParameterError(ValueError):
+    """A profile, a parameter or a data folder that cannot be meant."""
+
+
+def load(name, notebooks=runs.ROOT / "notebooks"):
+    """The parameters of a profile: `notebooks/profiles/<name>.yaml`, or the YAML file at that path.
+
+    Raises ParameterError when there is none, or when it is not one flat mapping.
+    """
+    profiles = Path(notebooks) / "profiles"
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else profiles / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in profiles.glob("*.yaml"))
+        raise ParameterError(f"no profile {name!r}{_nearest(str(name), known)}")
+    try:
+        profile = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(profile, dict) or any(isinstance(value, dict) for value in profile.values()):
+        raise ParameterError(f"{path} must be flat: lines of the form 'name: value'")
+    return {"run": path.stem} | {str(name): value for name, value in profile.items()}
+
+
+def declared_in(notebook):
+    """The parameters that a notebook declares: name -> (annotation as text, "" without one; default).
+
+    They are the assignments of constants in its cell with the tag `parameters`; a notebook without that cell has none.
+    """
+    declared = {}
+    for cell in cells(notebook):
+        if "parameters" in cell.get("metadata", {}).get("tags", []):
+            for node in ast.parse("".join(cell["source"])).body:
+                if isinstance(node, ast.AnnAssign) and node.value is not None:
+                    declared[node.target.id] = (ast.unparse(node.annotation), ast.literal_eval(node.value))
+                elif isinstance(node, ast.Assign):
+                    declared[node.targets[0].id] = ("", ast.literal_eval(node.value))
+    return declared
+
+
+def resolve(profile, data_root, settings, stages):
+    """All parameters of a study, checked against what its notebooks declare.
+
+    Paths are made absolute: those of a profile from the repository, those of the command line from where it was typed.
+    """
+    declared = {}
+    for notebook in stages:
+        declared |= {name: annotation for name, (annotation, _) in declared_in(notebook).items()}
+    given = {
+        name: (value, runs.ROOT, f"profile {profile}")
+        for name, value in load(profile, stages[0].parent).items()
+    }
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ParameterError(f"--set {setting}: write --set NAME=VALUE")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ParameterError(f"--set {setting}: the value is not readable YAML") from None
+        # A number or an empty value is a fine text where a text is asked for (--set run=7).
+        value = text if declared.get(name) == "str" and not isinstance(value, str) else value
+        given[name] = (value, Path.cwd(), f"--set {setting}")
+    if data_root is not None:
+        given["data_root"] = (str(data_root), Path.cwd(), "--data-root")
+
+    parameters = {}
+    for name, (value, base, where) in given.items():
+        if name not in declared:
+            raise ParameterError(f"{where}: unknown parameter {name!r}{_nearest(name, sorted(declared))}")
+        parameters[name] = _absolute(name, _checked(name, declared[name], value, where), base)
+    run, folder = parameters["run"], parameters.get("data_root", "synthetic")
+    if not re.fullmatch(r"\w[\w.-]*", run):
+        raise ParameterError(f"run {run!r} must be a plain folder name")
+    if folder != "synthetic" and not Path(folder).is_dir():
+        raise ParameterError(f"data_root {folder} is not a folder: give the one that holds BreaKHis_v1")
+    return parameters
+
+
+def _checked(name, annotation, value, where):
+    """The value, with texts such as "1e-3" made numbers where a float is asked for (YAML reads them as text)."""
+    if annotation.startswith("list["):
+        if not isinstance(value, list):
+            raise ParameterError(f"{where}: {name} must be a list ({annotation}), such as [{value}]")
+        return [_checked(name, annotation[5:-1], item, where) for item in value]
+    if annotation == "float" and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    kinds = {"int": int, "float": (int, float), "str": str, "bool": bool}.get(annotation, object)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and annotation in ("int", "float")):
+        raise ParameterError(f"{where}: {name} must be {annotation}, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ParameterError(f"{where}: {name} must be finite, not {value!r}")
+    return value
+
+
+def _absolute(name, value, base):
+    is_path = (
+        (name == "data_root" and value != "synthetic")
+        or (name == "weights_dir" and value)
+        or (name == "pretrained" and ("/" in value or value.endswith(".safetensors")))
+    )
+    return str((base / Path(value).expanduser()).resolve()) if is_path else value
+
+
+def _nearest(name, known):
+    near = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known) or 'none'}"
+
+
+def cells(notebook):
+    """The cells of a notebook as stored. Raises ParameterError where the file is no notebook."""
+    try:
+        return json.loads(Path(notebook).read_text("utf-8"))["cells"]
+    except (ValueError, KeyError):
+        raise ParameterError(f"{notebook} is not a readable notebook") from None

@@ -1,0 +1,239 @@
+"""One run's folder under runs/: where it is, what is in it, and from what each finished file was made.
+
+Stages talk through these files alone. A notebook finds its folder (`folder`), asks for what an earlier one wrote (`require`) and
+keeps finished work (`is_current`, `write_recipe`). Every file is written whole or not at all (`whole_file`).
+"""
+
+import ast
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from fnmatch import fnmatch
+from importlib import metadata
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Which notebook writes what under runs/<run>/; the first pattern that fits counts.
+WRITERS = (
+    ("split.csv", "01_data_split"),
+    ("dataset.json", "01_data_split"),
+    ("models/gaussian_noise*", "04_gaussian_noise_defense"),
+    ("history/gaussian_noise*", "04_gaussian_noise_defense"),
+    ("predictions/gaussian_noise*", "04_gaussian_noise_defense"),
+    ("models/merged_fgsm*", "05_adversarial_training_defense"),
+    ("history/merged_fgsm*", "05_adversarial_training_defense"),
+    ("predictions/merged_fgsm*", "05_adversarial_training_defense"),
+    ("models/adversarial_training*", "05_adversarial_training_defense"),
+    ("history/adversarial_training*", "05_adversarial_training_defense"),
+    ("predictions/adversarial_training*", "05_adversarial_training_defense"),
+    ("models/*", "02_transfer_learning"),
+    ("history/*", "02_transfer_learning"),
+    ("predictions/*-none*", "02_transfer_learning"),
+    ("predictions*", "03_fgsm_attack"),
+    ("attacks.csv", "03_fgsm_attack"),
+    ("*", "06_comparison"),
+)
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torchxrayvision",
+    "numpy",
+    "pandas",
+    "scipy",
+    "scikit-learn",
+    "papermill",
+)
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def home():
+    """The absolute folder that holds runs/ and reports/: STUDY_HOME where it is set, otherwise the repository."""
+    return Path(os.environ.get("STUDY_HOME") or ROOT).absolute()
+
+
+def folder(run):
+    """The folder of one run, `runs/<run>` under `home()`; it need not exist yet."""
+    return home() / "runs" / run
+
+
+def require(run, name):
+    """The path of `runs/<run>/<name>`, which an earlier notebook wrote.
+
+    Raises FileNotFoundError, saying which notebook to run, when it is not there.
+    """
+    path = folder(run) / name
+    if not path.exists():
+        writer = next(writer for pattern, writer in WRITERS if fnmatch(name, pattern))
+        raise FileNotFoundError(
+            f"runs/{run}/{name} is missing: run notebooks/{writer}.ipynb first (with run={run!r})"
+        )
+    return path
+
+
+def as_list(value):
+    """A list parameter as a list: `papermill -p epsilons "[1, 2, 4]"` hands it over as text."""
+    return yaml.safe_load(value) if isinstance(value, str) else value
+
+
+def dataset(run):
+    """What 01 noted about the images of a run: name, synthetic, images, cases, fingerprint."""
+    return json.loads(require(run, "dataset.json").read_text("utf-8"))
+
+
+def parameters_used(run):
+    """The parameters with which the runner last ran the stages of a run; empty where the notebooks were run by hand."""
+    records = sorted((folder(run) / "stages").glob("[0-9][0-9].json"))
+    return {name: value for file in records for name, value in read_json(file).get("parameters", {}).items()}
+
+
+def is_current(path, recipe):
+    """Whether `path` was finished from this very recipe and is undamaged, so that the work need not be done again.
+
+    recipe: a dict of JSON values with everything that the file depends on (see `code_hash`). A current file is also marked as
+    used: the runner removes what has a recipe and was neither written nor asked for when its stage ran.
+    """
+    path = Path(path)
+    beside = _recipe_file(path)
+    made = read_json(beside)
+    if not path.is_file() or made.get("recipe") != _plain(recipe) or made.get("sha256") != file_hash(path):
+        return False
+    os.utime(path)
+    os.utime(beside)
+    return True
+
+
+def write_recipe(path, recipe):
+    """Note, atomically and as the last step, from what the finished file `path` was made.
+
+    The note stands under "recipe" and "sha256" in the JSON beside it (`models/baseline.json` for
+    `models/baseline.safetensors`, `x.json` for `x.csv.gz`); other keys of that JSON stay.
+    """
+    beside = _recipe_file(path)
+    write_json(beside, read_json(beside) | {"recipe": _plain(recipe), "sha256": file_hash(path)})
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """`with whole_file(path) as part:` what is written to the file `part` becomes `path` at the end, or nothing does."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with writing(path):
+            yield part
+            os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path):
+    """While `path` is written: an OSError because the disk is full says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        words = (
+            f"could not write {path} ({error.strerror}): free some space and run again, finished work is kept"
+        )
+        raise OSError(error.errno, words) from error
+
+
+def code_hash(*modules):
+    """Twelve hexadecimal digits over the code of the named `lib` modules: `code_hash("models", "training")`.
+
+    Comments, docstrings and layout do not count: hours of training are not thrown away for a better sentence.
+    """
+    code = []
+    for module in sorted(modules):
+        tree = ast.parse((ROOT / "lib" / f"{module}.py").read_text("utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+                node.body = node.body[1:] or [ast.Pass()]
+        code.append((module, ast.unparse(tree)))
+    return digest(code)[:12]
+
+
+def file_hash(path):
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value):
+    """The sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value):
+    return json.loads(json.dumps(value))
+
+
+def _recipe_file(path):
+    path = Path(path)
+    return path.with_name(path.name.removesuffix(".gz")).with_suffix(".json")
+
+
+def has_recipe(path):
+    """Whether `write_recipe` noted how this file was made."""
+    return "recipe" in read_json(_recipe_file(path))
+
+
+def read_json(path):
+    """The object in a JSON file; {} where there is none, or a damaged one."""
+    try:
+        value = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_json(path, value):
+    """Write a JSON file, whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
+
+
+def versions(*packages):
+    """The versions of Python and of these packages (by default of all that numbers depend on), by name."""
+    return {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in packages or PACKAGES
+    }
+
+
+def commit():
+    """The short commit of the code, with "-dirty" where code or profiles differ from it; "" outside of git.
+
+    Reports are left out: publishing one must not make the next one's commit look changed.
+    """
+
+    def git(*arguments):
+        return subprocess.run(
+            ["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return ""
+        changed = git("status", "--porcelain", "--", "lib", "notebooks", "pyproject.toml", "requirements.txt")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def device_name():
+    """The machine that computes, in words: the name of the GPU, otherwise "cpu" with its cores and architecture."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu, {os.cpu_count()} cores, {platform.machine()}"

@@ -1,0 +1,220 @@
+"""The publishing, on the folder of a run made by hand."""
+
+import gzip
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from lib import report, runs
+
+PROVENANCE = {
+    "commit": "abc",
+    "versions": {"torch": "2"},
+    "device": "cpu",
+    "started": "2026-01-01T00:00:00+00:00",
+    "seconds": 61.0,
+}
+
+
+def draw(path, tissue):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mark = {} if tissue is None else {"Shows tissue": tissue}
+    Figure(figsize=(1, 1)).savefig(path, metadata=mark)
+    return path
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """Makes the folder of a finished run by hand, of drawn or of real tissue."""
+    monkeypatch.setenv("STUDY_HOME", str(tmp_path))
+    folder = tmp_path / "runs" / "toy"
+    (folder / "notebooks").mkdir(parents=True)
+    for name, tissue in [("curve", "no"), ("sample", "yes"), ("unmarked", None)]:
+        draw(folder / "figures" / f"{name}.png", tissue)
+    png = {"image/png": "aGVsbG8=", "text/plain": "<Figure>"}
+    outputs = [
+        new_output("stream", name="stderr", text="epoch 1:  0%\repoch 1: loss \x1b[31m0.5\x1b[0m\n"),
+        new_output("display_data", png, metadata={"filename": "figures/curve.png", "alt": "a <curve>"}),
+        new_output(
+            "display_data", png, metadata={"image/png": {"filename": "figures/sample.png", "alt": "a sample"}}
+        ),
+        new_output("display_data", {report.WIDGET: {"model_id": "1"}, "text/plain": "IntSlider()"}),
+        new_output("stream", name="stdout", text=f"written to {tmp_path}/runs/toy\n"),
+    ]
+    cells = [
+        new_markdown_cell("# What *fools* it\n\nNext: [notebook 06](06_comparison.ipynb#findings)"),
+        new_code_cell("x = 1", outputs=outputs, execution_count=1),
+    ]
+    nbformat.write(new_notebook(cells=cells), folder / "notebooks" / "03_fgsm_attack.ipynb")
+    nbformat.write(
+        new_notebook(cells=[new_markdown_cell("# Findings")]), folder / "notebooks" / "06_comparison.ipynb"
+    )
+
+    def finish(synthetic):
+        dataset = {"name": "toy", "synthetic": synthetic, "images": 2, "cases": 1, "fingerprint": "0"}
+        (folder / "dataset.json").write_text(json.dumps(dataset))
+        results = {
+            "run": "toy",
+            "parameters": {"data_root": "/some/where/breakhis"},
+            "metrics": [{"n": 1}, {"n": None}],
+        }
+        (folder / "results.json").write_text(json.dumps(results))
+        pd.DataFrame({"image": ["a.png"], "path": ["/some/a.png"], "case": ["14-1"]}).to_csv(
+            folder / "split.csv", index=False
+        )
+        (folder / "attacks.csv").write_text("name\nfgsm\n")
+        with gzip.open(folder / "predictions.csv.gz", "wt") as table:
+            table.write("image,margin\na.png,0.5\n")
+        (folder / "summary.md").write_text(
+            "# Summary\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n![curve](figures/curve.png)\n\n![sample](figures/sample.png)\n\nSee [03](03_fgsm_attack.ipynb).\n"
+        )
+        return folder
+
+    return finish
+
+
+def links(page):
+    """What a page links to and shows, as files."""
+    from html.parser import HTMLParser
+
+    found = []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            found.extend(
+                value.split("#")[0]
+                for name, value in attributes
+                if name in ("src", "href") and value[0] != "#"
+            )
+
+    Parser().feed(page.read_text())
+    return [page.parent / link for link in found]
+
+
+def test_the_report_of_drawn_tissue_says_so_and_holds_figures_once(finished, snapshot):
+    finished(synthetic=True)
+    index = report.publish("toy", PROVENANCE)
+    folder = index.parent
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) == [
+        "03_fgsm_attack.html", "06_comparison.html", "attacks.csv", "dataset.json", "figures", "figures/curve.png",
+        "figures/sample.png", "figures/unmarked.png", "index.html", "predictions.csv.gz", "results.json", "split.csv", "summary.md",
+    ]  # fmt: skip
+    for page in folder.glob("*.html"):
+        text = page.read_text()
+        assert report.DRAWN_BANNER in text and "https://" not in text and "<script" not in text
+        assert len(text) < 150_000
+        assert all(link.is_file() for link in links(page)), page
+    page = (folder / "03_fgsm_attack.html").read_text()
+    assert '<img alt="a &lt;curve&gt;" src="figures/curve.png"' in page and 'src="figures/sample.png"' in page
+    assert "aGVsbG8" not in page and report.WIDGET_NOTE in page and "IntSlider" not in page
+    assert "<pre>epoch 1: loss 0.5</pre></details>" in page
+    assert "written to runs/toy" in page, "the folders of this machine are left out"
+    assert 'href="06_comparison.html#findings"' in page
+    results = json.loads((folder / "results.json").read_text())
+    assert results["provenance"] == PROVENANCE and results["metrics"] == [{"n": 1}, {"n": None}]
+    assert results["parameters"] == {"data_root": "breakhis"}
+    assert (folder / "split.csv").read_text() == "image,case\na.png,14-1\n"
+    assert report.tissue_leaks(folder, ["index.html", "figures/sample.png"]) == []
+    first = snapshot(folder)
+    time.sleep(1.1)  # gzip would note another second
+    finished(synthetic=True)
+    report.publish("toy", PROVENANCE)
+    assert snapshot(folder) == first, "the same results give the same bytes"
+
+
+def test_in_a_report_of_real_tissue_everything_that_shows_it_is_ignored_by_git(finished):
+    finished(synthetic=False)
+    index = report.publish("toy", PROVENANCE)
+    folder = index.parent
+    for page in folder.rglob("*.html"):
+        assert report.DRAWN_BANNER not in page.read_text()
+        assert all(link.is_file() for link in links(page)), page
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    subprocess.run(["git", "-C", folder, "add", "."], check=True)
+    tracked = subprocess.run(
+        ["git", "-C", folder, "ls-files"], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert tracked == [
+        ".gitignore", "attacks.csv", "dataset.json", "figures/curve.png", "predictions.csv.gz", "results.json", "split.csv", "summary.md",
+    ]  # fmt: skip
+    assert report.tissue_leaks(folder, tracked) == []
+    assert (folder / "images" / "figures" / "sample.png").is_file() and (
+        folder / "images" / "03_fgsm_attack.html"
+    ).is_file()
+    summary = (folder / "summary.md").read_text()
+    assert "figures/curve.png" in summary and "sample" not in summary
+    assert "images/figures/sample.png" in index.read_text(), "on this machine the reader sees it"
+
+
+def test_leaks_of_tissue_are_found(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"synthetic": false}')
+    draw(tmp_path / "figures" / "plain.png", "no")
+    draw(tmp_path / "figures" / "tissue.png", "yes")
+    draw(tmp_path / "figures" / "unmarked.png", None)
+    draw(tmp_path / "images" / "hidden.png", "no")
+    (tmp_path / "figures" / "damaged.png").write_bytes(b"no picture")
+    allowed = ["summary.md", "results.json", "figures/plain.png", tmp_path / "figures" / "plain.png"]
+    assert report.tissue_leaks(tmp_path, allowed) == []
+    refused = [
+        "index.html",
+        "x.ipynb",
+        "figures/tissue.png",
+        "figures/unmarked.png",
+        "figures/damaged.png",
+        "images/hidden.png",
+        "a.jpg",
+    ]
+    for file in [*refused, "figures/missing.png"]:
+        assert len(report.tissue_leaks(tmp_path, [file])) == 1, file
+    (tmp_path / "dataset.json").unlink()
+    assert report.tissue_leaks(tmp_path, refused), "a report that does not say counts as real"
+
+
+def test_committed_reports_leak_no_tissue():
+    listed = subprocess.run(
+        ["git", "-C", runs.ROOT, "ls-files", "-z", "reports"], capture_output=True, text=True
+    )
+    files = [Path(name) for name in listed.stdout.split("\0") if name]
+    folders = {Path(*file.parts[:2]) for file in files if len(file.parts) > 2}
+    if not folders:
+        pytest.skip("no committed report")
+    for folder in sorted(folders):
+        inside = [file.relative_to(folder) for file in files if file.is_relative_to(folder)]
+        assert report.tissue_leaks(runs.ROOT / folder, inside) == []
+
+
+@pytest.mark.parametrize("break_it", ["missing", "not a number", "no notebook"])
+def test_a_report_is_published_whole_or_not_at_all(finished, break_it, snapshot):
+    folder = finished(synthetic=True)
+    published = report.publish("toy", PROVENANCE).parent
+    before = snapshot(published.parent)
+    if break_it == "missing":
+        (folder / "results.json").unlink()
+    elif break_it == "not a number":
+        (folder / "results.json").write_text('{"metrics": [{"auroc": NaN}]}')
+    else:
+        (folder / "notebooks" / "06_comparison.ipynb").write_text("{")
+    (folder / "attacks.csv").write_text("name\nnew\n")
+    with pytest.raises((FileNotFoundError, ValueError)):
+        report.publish("toy", PROVENANCE)
+    assert snapshot(published.parent) == before
+    assert [path.name for path in published.parent.iterdir()] == ["toy"]
+
+
+def test_a_publisher_killed_between_its_renames_loses_nothing(finished, snapshot):
+    folder = finished(synthetic=True)
+    published = report.publish("toy", PROVENANCE).parent
+    before = snapshot(published)
+    published.rename(published.with_name(".toy.old"))
+    (published.with_name(".toy.new")).mkdir()
+    (folder / "results.json").unlink()
+    with pytest.raises(FileNotFoundError):
+        report.publish("toy", PROVENANCE)
+    assert snapshot(published) == before
