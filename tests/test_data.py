@@ -6,26 +6,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lib import data
-
-# Images at 40X, 100X, 200X, 400X of each subtype, as published with the database (Spanhol et al. 2016, Table 1).
-PUBLISHED = {
-    "A": (114, 113, 111, 106),
-    "F": (253, 260, 264, 237),
-    "PT": (109, 121, 108, 115),
-    "TA": (149, 150, 140, 130),
-    "DC": (864, 903, 896, 788),
-    "LC": (156, 170, 163, 137),
-    "MC": (205, 222, 196, 169),
-    "PC": (145, 142, 135, 138),
-}
+from lib import data, database
 
 
 @pytest.fixture(scope="module")
 def published():
     """An index with the database's published counts; cases are made up."""
     rows = []
-    for k, (subtype, counts) in enumerate(PUBLISHED.items()):
+    for k, (subtype, counts) in enumerate(database.COUNTS.items()):
         for magnification, count in zip(data.MAGNIFICATIONS, counts, strict=True):
             letter = "B" if k < 4 else "M"
             rows += [
@@ -61,7 +49,7 @@ def test_both_papers_split_tables_on_the_real_names(breakhis):
     index = pd.DataFrame([data.parse_name(name) for name in names])
     check_both_papers(index)
     counts = index.groupby(["subtype", "magnification"]).size()
-    assert {subtype: tuple(counts[subtype]) for subtype in PUBLISHED} == PUBLISHED
+    assert {subtype: tuple(counts[subtype]) for subtype in database.COUNTS} == database.COUNTS
 
 
 def test_a_case_is_the_slide_number_without_its_letters():

@@ -1,0 +1,172 @@
+"""The BreaKHis database itself: download, unpack, count, and the five folds that were published with it.
+
+`python -m lib.database` (or `make data`) puts it under data/; a copy that is already there is used as it is.
+"""
+
+import os
+import shutil
+import sys
+import tarfile
+import zlib
+from pathlib import Path
+
+import pandas as pd
+import pooch
+import requests
+from tqdm import tqdm
+
+from lib import data, runs
+
+URL = "http://www.inf.ufpr.br/vri/databases/BreaKHis_v1.tar.gz"
+# Images at 40X, 100X, 200X and 400X of each subtype (Spanhol et al. 2016, Table 1).
+COUNTS = {
+    "A": (114, 113, 111, 106),
+    "F": (253, 260, 264, 237),
+    "PT": (109, 121, 108, 115),
+    "TA": (149, 150, 140, 130),
+    "DC": (864, 903, 896, 788),
+    "LC": (156, 170, 163, 137),
+    "MC": (205, 222, 196, 169),
+    "PC": (145, 142, 135, 138),
+}
+NOTE = (
+    "BreaKHis: for research, see the terms at web.inf.ufpr.br/vri/databases (CC BY 4.0 as third parties state it). Cite Spanhol, "
+    "Oliveira, Petitjean, Heutte: A Dataset for Breast Cancer Histopathological Image Classification, IEEE Trans. Biomed. Eng. "
+    "63(7), 2016, doi:10.1109/TBME.2015.2496264."
+)
+FOLDS = ("fold1", "fold2", "fold3", "fold4", "fold5")
+
+
+def fetch(folder=None, url=URL):
+    """The folder BreaKHis_v1 below `folder` (by default data/): downloaded and unpacked first where it is missing.
+
+    Half a download goes on where it ended. Raises ConnectionError where the network fails, ValueError for a damaged archive or
+    one that reaches out of its folder; nothing half done is left under the final name.
+    """
+    folder = Path(folder or runs.home() / "data")
+    done = folder / "BreaKHis_v1"
+    if not done.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        print(NOTE, file=sys.stderr)
+        archive = Path(
+            pooch.retrieve(
+                url, known_hash=None, fname="BreaKHis_v1.tar.gz", path=folder, downloader=_resuming
+            )
+        )
+        _unpack(archive, done)
+        archive.unlink()
+    return done
+
+
+def missing(index):
+    """What an index lacks of the whole database, in words; "" where it is complete.
+
+    index: of `data.index_images`.
+    """
+    found = index.groupby(["subtype", "magnification"]).size()
+    lacks = [
+        f"{subtype} at {magnification}X: {found.get((subtype, magnification), 0)} of {count}"
+        for subtype, counts in COUNTS.items()
+        for magnification, count in zip(data.MAGNIFICATIONS, counts, strict=True)
+        if found.get((subtype, magnification), 0) != count
+    ]
+    whole = sum(map(sum, COUNTS.values()))
+    return f"{len(index)} of {whole} images; {'; '.join(lacks)}" if lacks else ""
+
+
+def _resuming(url, output_file, _):
+    """A downloader for pooch that goes on where an earlier one ended: what came so far is kept in a .part file."""
+    part = Path(output_file).with_name("BreaKHis_v1.tar.gz.part")
+    have = part.stat().st_size if part.exists() else 0
+    try:
+        with requests.get(
+            url, stream=True, timeout=60, headers={"Range": f"bytes={have}-"} if have else {}
+        ) as answer:
+            if answer.status_code == requests.codes.requested_range_not_satisfiable:
+                part.unlink()
+                raise ConnectionError(f"{url} is shorter than what was kept of it: run again to start anew.")
+            answer.raise_for_status()
+            if answer.status_code != requests.codes.partial_content:
+                have = 0  # a server that cannot go on sends everything again
+            total = have + int(answer.headers["Content-Length"])
+            progress = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc="downloading BreaKHis")
+            with runs.writing(part), progress, open(part, "ab" if have else "wb") as file:
+                for chunk in answer.iter_content(2**20):
+                    file.write(chunk)
+                    progress.update(len(chunk))
+    except requests.RequestException as error:
+        kept = f"{part.stat().st_size / 1e9:.1f} GB are kept" if part.exists() else "nothing was kept"
+        raise ConnectionError(
+            f"Could not download {url} ({error}); {kept}. Run again to go on, or download it by hand and give data_root."
+        ) from error
+    if part.stat().st_size != total:
+        part.unlink()
+        raise ConnectionError(f"{url} sent another number of bytes than it said: run again to start anew.")
+    os.replace(part, output_file)
+
+
+def _unpack(archive, done):
+    """The PNG and text files of the archive's BreaKHis_v1 folder, to `done`, whole or not at all."""
+    half = done.with_name(f"{done.name}.part")
+    shutil.rmtree(half, ignore_errors=True)
+    try:
+        with tarfile.open(archive) as tar, runs.writing(half):
+            for member in tqdm(tar, desc="unpacking", unit="file", delay=10):
+                target = (half.parent / member.name).resolve()
+                if not target.is_relative_to(half.parent.resolve()):
+                    raise ValueError(f"{archive}: {member.name!r} reaches out of its folder: refused.")
+                if not member.isfile():
+                    continue  # folders are made below; a link is nothing that the database holds
+                target = half / target.relative_to(half.parent.resolve() / done.name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with open(target, "wb") as file:
+                    shutil.copyfileobj(tar.extractfile(member), file)
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
+        shutil.rmtree(half, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in runs.DISK_FULL:
+            raise
+        archive.unlink()
+        raise ValueError(
+            f"The archive is damaged or not BreaKHis ({error}): deleted, run again to download it anew."
+        ) from error
+    half.rename(done)
+
+
+def official_folds(root, index):
+    """The five folds as published: the index five times, with split train or test, split_by "fold" and fold 0 to 4.
+
+    root: a folder that holds dsfold1.txt to dsfold5.txt anywhere below it; a line is name|magnification|fold|split.
+    Images that the index does not hold are left out. Raises FileNotFoundError without the files, ValueError where a file names no
+    BreaKHis image, or lacks an image of the index.
+    """
+    tables = []
+    for fold, name in enumerate(FOLDS):
+        path = next(iter(sorted(Path(root).rglob(f"ds{name}.txt"))), None)
+        if path is None:
+            raise FileNotFoundError(
+                f"No ds{name}.txt under {root}: the five folds come with the database (mkfold.tar.gz). Put its files there."
+            )
+        lines = pd.read_csv(
+            path, sep="|", header=None, names=["image", "magnification", "number", "split"], dtype=str
+        )
+        for image in lines["image"]:
+            try:
+                data.parse_name(image)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+        side = lines.set_index("image")["split"].str.strip()
+        table = index.assign(split=index["image"].map(side), split_by="fold", fold=fold)
+        unknown = table["image"][~table["split"].isin(["train", "test"])]
+        if len(unknown):
+            raise ValueError(f"{path} says nothing of {len(unknown)} images, the first {unknown.iloc[0]}.")
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+if __name__ == "__main__":
+    try:
+        root = fetch(*sys.argv[1:2])
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    lacks = missing(data.index_images(root))
+    sys.exit(f"{root} is incomplete: {lacks}" if lacks else f"{root} is complete")

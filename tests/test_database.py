@@ -1,0 +1,176 @@
+"""Downloading against a small server of our own, with an archive in the database's form."""
+
+import io
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pandas as pd
+import pytest
+
+from lib import data, database
+
+
+@pytest.fixture(scope="module")
+def images(drawn):
+    """Name in the database's tree -> bytes, of a few drawn images."""
+    return {
+        f"BreaKHis_v1/{path.relative_to(drawn)}": path.read_bytes()
+        for path in sorted(drawn.rglob("*.png"))[:6]
+    }
+
+
+def pack(files):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            if content is None:
+                member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            else:
+                member.size = len(content)
+            tar.addfile(member, io.BytesIO(content or b""))
+    return packed.getvalue()
+
+
+@pytest.fixture
+def server():
+    """`server(content, cut=None, ranges=True)`: a URL that serves the bytes; its `asked` lists the ranges that were asked for.
+
+    cut: after so many bytes the connection breaks, the first time.
+    """
+    running = []
+
+    def serve(content, cut=None, ranges=True):
+        cuts = [cut] if cut else []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked = self.headers.get("Range")
+                serve.asked.append(asked)
+                start = int(asked[6:-1]) if asked and ranges else 0
+                if asked and start >= len(content):
+                    self.send_error(416)
+                    return
+                self.send_response(206 if asked and ranges else 200)
+                self.send_header("Content-Length", str(len(content) - start))
+                self.end_headers()
+                self.wfile.write(content[start : cuts.pop() if cuts else None])
+
+            def log_message(self, *_):
+                pass
+
+        running.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=running[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{running[-1].server_port}/BreaKHis_v1.tar.gz"
+
+    serve.asked = []
+    yield serve
+    for one in running:
+        one.shutdown()
+        one.server_close()
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_it_is_downloaded_once_and_says_how_to_cite(server, images, tmp_path, capfd):
+    url = server(pack(images | {"BreaKHis_v1/README.txt": b"words"}))
+    root = database.fetch(tmp_path / "data", url)
+    assert len(data.index_images(root)) == len(images)
+    assert names_in(tmp_path) == sorted([*(name.rsplit("/")[-1] for name in images), "README.txt"])
+    assert "Cite Spanhol" in (shown := capfd.readouterr().err) and "downloading BreaKHis" in shown
+    assert database.fetch(tmp_path / "data", url) == root
+    assert server.asked == [None], "the second time nothing is asked for"
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_cut_connection_goes_on_where_it_ended(server, images, tmp_path, ranges):
+    content = pack(images)
+    url = server(content, cut=len(content) // 2, ranges=ranges)
+    with pytest.raises(ConnectionError, match=r"are kept\. Run again to go on"):
+        database.fetch(tmp_path, url)
+    assert not (tmp_path / "BreaKHis_v1").exists()
+    assert len(data.index_images(database.fetch(tmp_path, url))) == len(images)
+    first, second = server.asked
+    assert first is None and second > "bytes=1"
+
+
+def test_what_was_kept_of_a_longer_file_is_dropped(server, images, tmp_path):
+    (tmp_path / "BreaKHis_v1.tar.gz.part").write_bytes(bytes(10**7))
+    url = server(pack(images))
+    with pytest.raises(ConnectionError, match="shorter than what was kept"):
+        database.fetch(tmp_path, url)
+    assert database.fetch(tmp_path, url).is_dir()
+
+
+def test_a_full_disk_keeps_what_came(server, images, tmp_path, full_disk):
+    url = server(content := pack(images))
+    with full_disk(len(content) // 2), pytest.raises(OSError, match="free some space and run again"):
+        database.fetch(tmp_path, url)
+    assert len(data.index_images(database.fetch(tmp_path, url))) == len(images)
+    assert server.asked[1].startswith("bytes=")
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "BreaKHis_v1/../../outside.png", "/tmp/outside.png"])
+def test_an_archive_that_reaches_out_of_its_folder_is_refused(server, images, tmp_path, name):
+    url = server(pack(images | {name: b"x"}))
+    with pytest.raises(ValueError, match="reaches out of its folder"):
+        database.fetch(tmp_path / "data", url)
+    assert names_in(tmp_path) == []
+
+
+def test_links_are_left_out(server, images, tmp_path):
+    root = database.fetch(tmp_path, server(pack(images | {"BreaKHis_v1/link.png": None})))
+    assert names_in(root) == sorted(name.rsplit("/")[-1] for name in images)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-2000], lambda content: b"<html>not here</html>"]
+)
+def test_a_damaged_archive_is_deleted_and_said(server, images, tmp_path, damage):
+    with pytest.raises(ValueError, match="damaged or not BreaKHis"):
+        database.fetch(tmp_path, server(damage(pack(images))))
+    assert names_in(tmp_path) == []
+
+
+def test_without_network_it_says_what_to_do(tmp_path):
+    with pytest.raises(
+        ConnectionError, match=r"nothing was kept\. Run again to go on, or download it by hand"
+    ):
+        database.fetch(tmp_path, "http://127.0.0.1:9/BreaKHis_v1.tar.gz")
+
+
+def test_what_a_copy_lacks_is_counted(drawn):
+    lacks = database.missing(data.index_images(drawn))
+    assert lacks.startswith("20 of 7909 images; A at 40X: 0 of 114")
+
+
+def test_the_official_folds_are_read_as_published(breakhis, tmp_path):
+    listing = pd.read_csv(breakhis / "listing.csv")
+    index = pd.DataFrame([data.parse_name(name) for name in listing["file"]])
+    assert database.missing(index) == ""
+    for fold in database.FOLDS:
+        lines = index["image"] + "|" + index["magnification"].astype(str) + "|1|" + listing[fold]
+        (tmp_path / f"ds{fold}.txt").write_text("\n".join(lines) + "\n")
+    table = database.official_folds(tmp_path, index)
+    assert len(table) == 5 * 7909 and set(table["split"]) == {"train", "test"}
+    for number, fold in enumerate(database.FOLDS):
+        assert (table[table["fold"] == number]["split"].to_numpy() == listing[fold].to_numpy()).all()
+        crossing = data.cases_on_two_sides(table[table["fold"] == number])
+        assert 6 <= len(crossing) <= 8, "by patient folder: some cases lie on both sides"
+
+
+def test_fold_files_that_do_not_fit_are_named(drawn, tmp_path):
+    index = data.index_images(drawn)
+    with pytest.raises(FileNotFoundError, match=r"No dsfold1\.txt under"):
+        database.official_folds(tmp_path, index)
+    for fold in database.FOLDS:
+        (tmp_path / f"ds{fold}.txt").write_text("cat.png|100|1|train\n")
+    with pytest.raises(ValueError, match=r"dsfold1\.txt: 'cat\.png' is not a BreaKHis file name"):
+        database.official_folds(tmp_path, index)
+    for fold in database.FOLDS:
+        (tmp_path / f"ds{fold}.txt").write_text(f"{index['image'][0]}|100|1|train\n")
+    with pytest.raises(ValueError, match="says nothing of 19 images"):
+        database.official_folds(tmp_path, index)
