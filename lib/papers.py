@@ -1,0 +1,308 @@
+"""What the two papers published, where their numbers contradict themselves, and a run's numbers beside them.
+
+Li & Liu, Bioengineering 2023, 10(8), 973, and the student paper of Alam et al. Everything here is a pure function of the
+published numbers and of a run's table of predictions and split.
+"""
+
+import numpy as np
+
+from lib import evaluation
+
+LI, ALAM = "Li & Liu 2023", "Alam et al."
+SIDES = ("train", "validation", "test")
+SPLITS = {  # images: Li & Liu, Table 1; Alam et al., table of the split
+    LI: {"benign": (515, 64, 65), "malignant": (722, 90, 91)},
+    ALAM: {"benign": (1984, 248, 248), "malignant": (4343, 542, 544)},
+}
+# What was tested -> the model and attack that stand for it here. Where the paper does not say on which images, all that fit.
+CONDITIONS = {
+    LI: {
+        "original model": [("baseline", "none")],
+        "trained with noise": [("gaussian_noise", "none")],
+        "original model under FGSM": [("baseline", "fgsm")],
+        "trained with noise under FGSM": [("gaussian_noise", "fgsm"), ("gaussian_noise", "transfer_fgsm")],
+    },
+    ALAM: {
+        "model A": [("baseline", "none")],
+        "model A under FGSM": [("baseline", "fgsm")],
+        "model B": [("merged_fgsm", "none"), ("merged_fgsm", "fgsm"), ("merged_fgsm", "transfer_fgsm")],
+    },
+}
+# paper, table, what was tested, quantity, published value; "malignant accuracy" counts malignant test images alone.
+CLAIMS = (
+    (LI, "Table 2", "original model", "accuracy", 0.9872),
+    (LI, "Table 2", "trained with noise", "accuracy", 0.9808),
+    (LI, "Table 3", "original model", "malignant accuracy", 0.9890),
+    (LI, "Table 3", "trained with noise", "malignant accuracy", 0.9670),
+    (LI, "Table 3", "original model under FGSM", "malignant accuracy", 0.1099),
+    (LI, "Table 3", "trained with noise under FGSM", "malignant accuracy", 0.2747),
+    *(
+        (ALAM, "metrics" if published <= 1 else "confusion matrices", condition, quantity, published)
+        for condition, values in {
+            "model A": (0.96, 0.90, 0.90, 0.85, 0.90, 450, 470, 50, 30),
+            "model A under FGSM": (0.25, 0.30, 0.25, 0.15, 0.30, 125, 250, 375, 250),
+            "model B": (0.75, 0.70, 0.70, 0.60, 0.65, 300, 400, 200, 100),
+        }.items()
+        for quantity, published in zip(
+            ("accuracy", "sensitivity", "specificity", "precision", "recall", "tp", "tn", "fp", "fn"),
+            values,
+            strict=True,
+        )
+    ),
+)
+# The fall that fixes the epsilon they do not give: the attacked model, on which images, to which accuracy.
+FALLS = {LI: ("malignant", 0.1099), ALAM: ("all", 0.25)}
+RECIPES = {
+    LI: {
+        "magnifications": [100],
+        "subtypes": ["A", "F", "PT", "TA", "DC"],
+        "split_by": "image",
+        "image_size": 224,
+        "pretrained": "chest X-rays",
+        "epochs": 400,
+        "batch_size": 32,
+        "learning_rate": 0.001,
+    },
+    ALAM: {"magnifications": [], "subtypes": [], "split_by": "image"},
+}
+OPEN = {
+    LI: {
+        "noise_sigma": "how strong the noise is, is not given",
+        "noise_drawn": "whether noise is drawn once or anew is not given: drawn anew for every batch, after augmentation, clipped",
+        "augmentation": "not given: a random square of the field of view, flips and right-angle rotations",
+        "attacked model": "whose gradient attacks the model trained with noise is not given: its own first, then the baseline's images",
+        "epoch": "which epoch is kept is not given: the one with the least validation loss",
+    },
+    ALAM: {
+        "recipe": "optimizer, rate, batch, epochs, size and starting weights are not given: those of the run",
+        "train_epsilon": "at which epsilon the merged images are made is not given",
+        "images": "on which images model B was tested is not given: clean, under its own FGSM, under model A's FGSM",
+    },
+}
+
+
+def contradictions():
+    """What the published numbers say about each other, by computation: (paper, sentence, whether they agree)."""
+    found = []
+    totals = {paper: {label: sum(sides) for label, sides in SPLITS[paper].items()} for paper in SPLITS}
+    published = {(paper, table, what, quantity): value for paper, table, what, quantity, value in CLAIMS}
+    (_, _, benign), (_, _, malignant) = SPLITS[LI]["benign"], SPLITS[LI]["malignant"]
+    for model in ("original model", "trained with noise"):
+        right = round(published[LI, "Table 2", model, "accuracy"] * (benign + malignant))
+        of_malignant = round(published[LI, "Table 3", model, "malignant accuracy"] * malignant)
+        found.append(
+            (
+                LI,
+                f"{model}: Tables 2 and 3 imply {right - of_malignant} of {benign} benign test images right",
+                0 <= right - of_malignant <= benign,
+            )
+        )
+    found.append(
+        (
+            LI,
+            f"Table 3 holds the {malignant} malignant test images alone: a model that always answers malignant has "
+            f"{malignant} of {malignant} there, and {malignant / (benign + malignant):.0%} on the whole test set",
+            True,
+        )
+    )
+    benign, malignant = (SPLITS[ALAM][label][2] for label in ("benign", "malignant"))
+    for what in CONDITIONS[ALAM]:
+        said = {
+            quantity: value
+            for (paper, _, condition, quantity), value in published.items()
+            if condition == what
+        }
+        tp, tn, fp, fn = (said[cell] for cell in ("tp", "tn", "fp", "fn"))
+        n = tp + tn + fp + fn
+        low, high = sorted((said["sensitivity"], said["specificity"]))
+        found += [
+            (
+                ALAM,
+                f"{what}: the matrix holds {n} images, the test set {benign + malignant}",
+                n == benign + malignant,
+            ),
+            (
+                ALAM,
+                f"{what}: {tp + fn} malignant images in the matrix, {malignant} in the test set",
+                tp + fn == malignant,
+            ),
+            (
+                ALAM,
+                f"{what}: accuracy {said['accuracy']:.2f} must lie between sensitivity and specificity, {low:.2f} and {high:.2f}",
+                low <= said["accuracy"] <= high,
+            ),
+            (
+                ALAM,
+                f"{what}: sensitivity and recall are one quantity, given as {said['sensitivity']:.2f} and {said['recall']:.2f}",
+                said["sensitivity"] == said["recall"],
+            ),
+        ]
+        for quantity, value in {
+            "accuracy": (tp + tn) / n,
+            "sensitivity": tp / (tp + fn),
+            "specificity": tn / (tn + fp),
+            "precision": tp / (tp + fp),
+        }.items():
+            found.append(
+                (
+                    ALAM,
+                    f"{what}: {quantity} is {said[quantity]:.2f} in the text and {value:.3f} by the matrix",
+                    abs(said[quantity] - value) < 0.005,
+                )
+            )
+    whole = sum(totals[ALAM].values())
+    found.append((ALAM, f"the split holds {whole:,} images, the text says 7,902", whole == 7902))
+    return found
+
+
+def nearest_epsilon(predictions, paper):
+    """The epsilon at which the baseline, on validation images under FGSM, comes nearest to a paper's fall.
+
+    predictions: the table, with rows of split "validation". Returns (epsilon, accuracy, reached), reached False where it stays
+    above the published value at every epsilon; None without such rows.
+    """
+    images, target = FALLS[paper]
+    rows = predictions[
+        (predictions["split"] == "validation")
+        & (predictions["model"] == "baseline")
+        & (predictions["attack"] == "fgsm")
+    ]
+    if images == "malignant":
+        rows = rows[rows["label"] == "malignant"]
+    if rows.empty:
+        return None
+    right = (rows["margin"] > 0) == (rows["label"] == "malignant")
+    accuracy = right.groupby(rows["epsilon"]).mean()
+    epsilon = (accuracy - target).abs().idxmin()
+    return float(epsilon), float(accuracy[epsilon]), bool((accuracy <= target).any())
+
+
+def deviations(paper, parameters):
+    """How a run's parameters differ from a paper's recipe, and what was chosen where the paper is silent: sentences."""
+    said = []
+    for name, asked in RECIPES[paper].items():
+        used = parameters.get(name)
+        same = used == asked or (name == "pretrained" and str(used).startswith("densenet121"))
+        if not same:
+            said.append(f"{name} {_words(used)} instead of {_words(asked)}")
+    return said + [
+        f"{text} ({name} {_words(parameters[name])})" if name in parameters else text
+        for name, text in OPEN[paper].items()
+    ]
+
+
+def _words(value):
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "all"
+    return str(value)
+
+
+def records(predictions, split, parameters):
+    """Every published number beside ours, as `papers` of results.json.
+
+    predictions: the table; split: of `data.split_counts`; parameters: the run's. measured is null, with a `reason`, where the run
+    has no such model or attack.
+    """
+    found = []
+    for paper, table in SPLITS.items():
+        ours = split[(split["split_by"] == "image") & (split["fold"] == 0)].set_index(["label", "split"])[
+            "images"
+        ]
+        for label, sides in table.items():
+            for side, published in zip(SIDES, sides, strict=True):
+                measured = ours.get((label, side))
+                found.append(
+                    _record(
+                        paper, "Table 1" if paper == LI else "split", f"{label} images, {side}", published
+                    )
+                    | {"measured": None if measured is None else int(measured)}
+                    | {"reason": "" if measured is not None else "the run has no split by image"}
+                )
+    for paper, table, what, quantity, published in CLAIMS:
+        chosen = nearest_epsilon(predictions, paper)
+        for model, attack in CONDITIONS[paper][what]:
+            name = f"{what}: {quantity}" + _on(model, attack, CONDITIONS[paper][what])
+            record = _record(paper, table, name, published)
+            rows = predictions[
+                (predictions["split"] == "test")
+                & (predictions["model"] == model)
+                & (predictions["attack"] == attack)
+                & (predictions["split_by"] == parameters["split_by"])
+            ]
+            if attack != "none":
+                if chosen is None:
+                    found.append(record | {"reason": "no validation images were attacked to choose epsilon"})
+                    continue
+                epsilon, _, reached = chosen
+                rows = rows[np.isclose(rows["epsilon"], epsilon)]
+                record["quantity"] += f", FGSM at {evaluation.format_epsilon(epsilon)}"
+                if not reached:
+                    record["reason"] = (
+                        "their fall is not reached at any epsilon of the run; the nearest is shown"
+                    )
+            if rows.empty:
+                found.append(record | {"reason": f"the run has no {model} under {attack}"})
+            else:
+                found.append(record | measure(rows, quantity))
+    return [record | {"deviations": deviations(record["paper"], parameters)} for record in found]
+
+
+def _on(model, attack, conditions):
+    if len(conditions) == 1:
+        return ""
+    return {
+        "none": " (clean images)",
+        "fgsm": " (its own FGSM images)",
+        "transfer_fgsm": " (the baseline's FGSM images)",
+    }[attack]
+
+
+def _record(paper, table, quantity, published):
+    empty = dict.fromkeys(("measured", "low", "high", "n"))
+    return {
+        "paper": paper,
+        "table": table,
+        "quantity": quantity,
+        "published": published,
+        **empty,
+        "reason": "",
+    }
+
+
+def measure(rows, quantity):
+    """One published quantity, measured on test rows of one evaluation: measured, low, high (95 %, over cases) and n.
+
+    Counts (tp, tn, fp, fn) have no interval: they grow with the test set.
+    """
+    malignant = (rows["label"] == "malignant").to_numpy()
+    answer = (rows["margin"] > 0).to_numpy()
+    if quantity in ("tp", "tn", "fp", "fn"):
+        cell = (answer == malignant) if quantity[0] == "t" else (answer != malignant)
+        value = int((cell & (answer == (quantity[1] == "p"))).sum())
+        return {"measured": value, "n": len(rows)}
+    right = answer == malignant
+    counted, among = {
+        "accuracy": (right, np.ones_like(right)),
+        "malignant accuracy": (right & malignant, malignant),
+        "sensitivity": (right & malignant, malignant),
+        "recall": (right & malignant, malignant),
+        "specificity": (right & ~malignant, ~malignant),
+        "precision": (right & answer, answer),
+    }[quantity]
+    n = int(among.sum())
+    if n == 0:
+        return {"n": 0, "reason": "no image to count"}
+
+    def share(sums, _):
+        with np.errstate(invalid="ignore"):
+            return sums[:, 0] / sums[:, 1]
+
+    low, high = evaluation.bootstrap_interval(
+        np.column_stack([counted, among]), rows["case"], malignant, share
+    )
+    return {
+        "measured": float(counted.sum() / n),
+        "low": None if np.isnan(low) else low,
+        "high": None if np.isnan(high) else high,
+        "n": n,
+    }
