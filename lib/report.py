@@ -38,47 +38,56 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 MESSAGE_LINES = 200
 
 
-def published_metrics(run):
-    """The metrics of another published report as records, to show beside; none where `run` is empty.
+def published_metrics(names):
+    """The metrics of other published reports as records, to show beside.
 
     Raises FileNotFoundError where there is no such report.
     """
-    if not run:
-        return []
-    path = runs.home() / "reports" / run / "results.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"No published report {run!r} to compare with: run it first, or set compare_with to nothing."
-        )
-    return json.loads(path.read_text("utf-8"))["metrics"]
+    found = []
+    for name in names:
+        path = runs.home() / "reports" / name / "results.json"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"No published report {name!r} to compare with: run it first, or take it out of compare_with."
+            )
+        found += json.loads(path.read_text("utf-8"))["metrics"]
+    return found
 
 
 def summary(results, split_by, primary_defense, other=()):
-    """The report in Markdown: what it rests on, one table, pictures, checks. other: metrics of a run to show beside."""
+    """The report in Markdown: what it rests on, tables, pictures, checks. other: metrics of runs to show beside."""
     about = results["dataset"]
     rows = [row for row in results["metrics"] if row["subset"] == "all" and row["split_by"] == split_by]
     epsilons = sorted({row["epsilon"] for row in rows if row["attack"] == "pgd"})
     tests = [("none", 0.0), *(("fgsm", e) for e in epsilons), *(("pgd", e) for e in epsilons)]
     tests += [("worst_case", e) for e in epsilons]
 
-    def table(rows):
-        found = {(row["model"], row["attack"], row["epsilon"]): row for row in rows}
+    def table(rows, cell):
+        """One line a test, one column a model; cell(rows of one model under one test, quantity) gives its text."""
+        found = {}
+        for row in rows:
+            found.setdefault((row["model"], row["attack"], row["epsilon"]), []).append(row)
         models = [name for name in MODELS if (name, "none", 0.0) in found]
         lines = [
             "| test | " + " | ".join(name.replace("_", " ") for name in models) + " |",
             "|---" * (len(models) + 1) + "|",
         ]
         for attack, epsilon in tests:
-            cells = [found.get((name, attack, epsilon)) for name in models]
-            cells = [
-                evaluation.number(row["accuracy"]) + evaluation.interval(row) if row else "" for row in cells
-            ]
+            cells = [cell(found.get((name, attack, epsilon), []), "accuracy") for name in models]
             name = ATTACKS[attack] + (f" {evaluation.format_epsilon(epsilon)}" if epsilon else "")
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         for quantity in ("balanced_accuracy", "sensitivity", "specificity"):
-            cells = [evaluation.number(found[name, "none", 0.0][quantity]) for name in models]
+            cells = [cell(found[name, "none", 0.0], quantity) for name in models]
             lines.append(f"| clean {quantity.replace('_', ' ')} | " + " | ".join(cells) + " |")
         return lines
+
+    def one(rows, quantity):
+        interval = evaluation.interval(rows[0]) if rows and quantity == "accuracy" else ""
+        return evaluation.number(rows[0][quantity]) + interval if rows else ""
+
+    def every(rows, quantity):
+        found = {row["seed"]: row[quantity] for row in rows}
+        return ", ".join(evaluation.number(found.get(seed)) for seed in seeds) if rows else ""
 
     clean = [row for row in rows if row["attack"] == "none"]
     baseline = next(row for row in clean if row["model"] == "baseline")
@@ -98,7 +107,7 @@ def summary(results, split_by, primary_defense, other=()):
         "",
         "## Accuracy on the test images",
         "",
-        *table(rows),
+        *table(rows, one),
         "",
         f"Primary defense, as the run's parameters name it: **{primary_defense.replace('_', ' ')}**. Worst case: right clean and under every "
         "attack at every epsilon up to the one named. Random noise of the same size is the control; see notebook 3.",
@@ -107,25 +116,18 @@ def summary(results, split_by, primary_defense, other=()):
         "",
         "![Accuracy of every model under every attack](figures/06_accuracy.png)",
     ]
-    leaks = {
-        (row["model"], row["split_by"]): row
-        for row in results["metrics"]
-        if row["subset"] == "all" and row["attack"] == "none"
-    }
-    if ("color_only", "image") in leaks and ("color_only", "case") in leaks:
-        by_image, by_case = (leaks["color_only", kind] for kind in ("image", "case"))
+    text += _leakage([*other, *results["metrics"]])
+    beside = [row for row in other if row["subset"] == "all" and row["split_by"] == split_by]
+    if any(row["model"] == "baseline" for row in beside):
+        seeds = dict.fromkeys(row["seed"] for row in [*rows, *beside])
         text += [
             "",
-            "## What accuracy is made of",
+            f"## The same study with seeds {', '.join(map(str, seeds))}",
             "",
-            f"Six numbers of color an image, no network: {evaluation.number(by_image['accuracy'])}{evaluation.interval(by_image)} split by image, "
-            f"{evaluation.number(by_case['accuracy'])}{evaluation.interval(by_case)} split by case "
-            f"(balanced {evaluation.number(by_image['balanced_accuracy'])} and {evaluation.number(by_case['balanced_accuracy'])}).",
+            "Values in the order of the seeds. A seed draws split, starting weights, batches and noise anew.",
+            "",
+            *table([*rows, *beside], every),
         ]
-    if other:
-        beside = [row for row in other if row["subset"] == "all" and row["split_by"] == split_by]
-        seeds = sorted({row["seed"] for row in beside})
-        text += ["", f"## Beside: the same study with seed {', '.join(map(str, seeds))}", "", *table(beside)]
     checks = {(check["name"], check["model"]): check for check in results["checks"]}
     names = [name for name in MODELS if any(model == name for _, model in checks)]
     text += [
@@ -149,6 +151,36 @@ def summary(results, split_by, primary_defense, other=()):
         )
     text += ["", "What each value means stands in notebook 6 and in `results.json`."]
     return "\n".join(text) + "\n"
+
+
+def _leakage(metrics):
+    """The models that were judged on both splits: how much of an accuracy is the images that share a case with training."""
+    clean = {
+        (row["model"], row["split_by"]): row
+        for row in metrics
+        if row["subset"] == "all" and row["attack"] == "none"
+    }
+    both = [name for name in MODELS if {(name, "image"), (name, "case")} <= set(clean)]
+    if not both:
+        return []
+    lines = [
+        "",
+        "## What accuracy is made of: split by image and by case",
+        "",
+        "Split by image, cases lie on both sides, and a model may know the case by its stain. Clean test images; the last column is the "
+        "balanced accuracy that goes when no case is known.",
+        "",
+        "| model | by image | by case | balanced by image | balanced by case | leakage |",
+        "|---" * 6 + "|",
+    ]
+    for name in both:
+        by_image, by_case = clean[name, "image"], clean[name, "case"]
+        cells = [evaluation.number(row["accuracy"]) + evaluation.interval(row) for row in (by_image, by_case)]
+        balanced = [row["balanced_accuracy"] for row in (by_image, by_case)]
+        cells += [evaluation.number(value) for value in balanced]
+        cells.append(evaluation.number(balanced[0] - balanced[1]))
+        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def publish(run, provenance):

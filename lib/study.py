@@ -106,7 +106,9 @@ def _key(notebook, parameters, inputs):
     sources = [(cell["cell_type"], "".join(cell["source"])) for cell in profiles.cells(notebook)]
     code = runs.code_hash(*_modules_named_in("\n".join(text for _, text in sources)))
     values = [(name, _as_floats(value)) for name, value in parameters.items()]
-    return runs.digest([sources, code, values, inputs, _data_state(parameters.get("data_root"))])
+    beside = [runs.home() / "reports" / run / "results.json" for run in parameters.get("compare_with", [])]
+    compared = [runs.file_hash(path) if path.exists() else None for path in beside]
+    return runs.digest([sources, code, values, inputs, _data_state(parameters.get("data_root")), compared])
 
 
 def _modules_named_in(source):

@@ -153,6 +153,30 @@ def test_in_a_report_of_real_tissue_everything_that_shows_it_is_ignored_by_git(f
     assert "images/figures/sample.png" in index.read_text(), "on this machine the reader sees it"
 
 
+def test_other_seeds_and_the_other_split_stand_beside():
+    results = json.loads((runs.ROOT / "reports" / "quick" / "results.json").read_text())
+    alone = report.summary(results, "case", "adversarial_training")
+    assert "seeds" not in alone and "| color only | " in alone.split("leakage")[1]
+    clean = next(
+        row
+        for row in results["metrics"]
+        if row["model"] == "baseline" and row["attack"] == "none" and row["subset"] == "all"
+    )
+    seed = dict(clean, seed=1, accuracy=0.123)
+    by_image = dict(clean, split_by="image", balanced_accuracy=0.999)
+    both = report.summary(results, "case", "adversarial_training", [seed, by_image])
+    assert "## The same study with seeds 0, 1" in both
+    assert f"| clean | {clean['accuracy']:.2f}, 0.12 |" in both
+    assert f"| 1.00 | {clean['balanced_accuracy']:.2f} | {0.999 - clean['balanced_accuracy']:.2f} |" in both
+
+
+def test_a_report_to_compare_with_must_be_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_HOME", str(tmp_path))
+    assert report.published_metrics([]) == []
+    with pytest.raises(FileNotFoundError, match="No published report 'other' to compare with: run it first"):
+        report.published_metrics(["other"])
+
+
 def test_leaks_of_tissue_are_found(tmp_path):
     (tmp_path / "dataset.json").write_text('{"synthetic": false}')
     draw(tmp_path / "figures" / "plain.png", "no")
