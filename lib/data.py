@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import imagehash
 import numpy as np
 import pandas as pd
 import torch
@@ -33,6 +34,8 @@ SUBTYPES = {
 MAGNIFICATIONS = (40, 100, 200, 400)
 NAME_LENGTH = 65  # bytes of a line in the pixel cache's list: 64 hexadecimal digits and the end of the line
 FIELD_OF_VIEW = (700, 460)  # width and height in pixels of an image as published
+# Of the sample's 922 images at 100X and 200X, pairs within a case differ in 4 bits or more, pairs across cases in 16 or more.
+NEAR = 10
 SMALLEST_IMAGE = 32  # pixels; DenseNet-121 halves the size five times
 FILE_NAME = re.compile(
     r"SOB_(?P<letter>[BM])_(?P<subtype>A|F|PT|TA|DC|LC|MC|PC)-(?P<year>\d+)-(?P<slide>\d+)(?P<part>[A-Z]*)"
@@ -266,6 +269,44 @@ def cases_on_two_sides(rows):
     """The cases of one fold that have images both in training and in test or validation, sorted."""
     sides = rows.assign(training=rows["split"] == "train").groupby("case")["training"].nunique()
     return sorted(sides.index[sides > 1])
+
+
+def near_duplicates(pixels, table):
+    """Pairs of images that look alike: a list of (image, image), by perceptual hash (64 bits, at most NEAR of them different).
+
+    pixels: uint8 (n, S, W, 3), in the order of the table's rows.
+    """
+    hashes = [int(str(imagehash.phash(Image.fromarray(pixels[row]))), 16) for row in range(len(table))]
+    hashes = np.array(hashes, np.uint64)
+    names, pairs = table["image"].to_numpy(), []
+    for row in range(len(table) - 1):
+        near = np.flatnonzero(np.bitwise_count(hashes[row + 1 :] ^ hashes[row]) <= NEAR)
+        pairs += [(names[row], names[row + 1 + other]) for other in near]
+    return pairs
+
+
+def leaks(table, pairs):
+    """What crosses from training to test in each split: a row for each split_by, folds pooled.
+
+    pairs: of `near_duplicates`. Columns: split_by, cases (with images in training and outside it), test_images, shared_case (test
+    images whose case is in training), near_duplicates (test images with a near duplicate in training).
+    """
+    near = {}
+    for one, two in pairs:
+        near.setdefault(one, set()).add(two)
+        near.setdefault(two, set()).add(one)
+    found = []
+    for split_by, rows in table.groupby("split_by"):
+        crossing, tested, shared, alike = set(), 0, 0, 0
+        for _, fold in rows.groupby("fold"):
+            train, test = (fold[fold["split"] == side] for side in ("train", "test"))
+            known = set(train["image"])
+            crossing |= set(cases_on_two_sides(fold))
+            tested += len(test)
+            shared += int(test["case"].isin(set(train["case"])).sum())
+            alike += sum(bool(near.get(image, set()) & known) for image in test["image"])
+        found.append((split_by, len(crossing), tested, shared, alike))
+    return pd.DataFrame(found, columns=["split_by", "cases", "test_images", "shared_case", "near_duplicates"])
 
 
 def split_counts(table):

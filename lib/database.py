@@ -10,6 +10,7 @@ import tarfile
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pooch
 import requests
@@ -29,6 +30,7 @@ COUNTS = {
     "MC": (205, 222, 196, 169),
     "PC": (145, 142, 135, 138),
 }
+TOTAL = 7909
 NOTE = (
     "BreaKHis: for research, see the terms at web.inf.ufpr.br/vri/databases (CC BY 4.0 as third parties state it). Cite Spanhol, "
     "Oliveira, Petitjean, Heutte: A Dataset for Breast Cancer Histopathological Image Classification, IEEE Trans. Biomed. Eng. "
@@ -70,8 +72,18 @@ def missing(index):
         for magnification, count in zip(data.MAGNIFICATIONS, counts, strict=True)
         if found.get((subtype, magnification), 0) != count
     ]
-    whole = sum(map(sum, COUNTS.values()))
-    return f"{len(index)} of {whole} images; {'; '.join(lacks)}" if lacks else ""
+    return f"{len(index)} of {TOTAL} images; {'; '.join(lacks)}" if lacks else ""
+
+
+def check(index, allow_incomplete=False):
+    """Refuses, or says, what an index lacks of the whole database. Raises ValueError unless told to go on."""
+    lacks = missing(index)
+    if lacks and not allow_incomplete:
+        raise ValueError(
+            f"The database is incomplete: {lacks}. Set allow_incomplete to true to go on with what is there."
+        )
+    if lacks:
+        tqdm.write(f"not the whole database: {len(index)} of {TOTAL} images")
 
 
 def _resuming(url, output_file, _):
@@ -132,13 +144,15 @@ def _unpack(archive, done):
     half.rename(done)
 
 
-def official_folds(root, index):
-    """The five folds as published: the index five times, with split train or test, split_by "fold" and fold 0 to 4.
+def split_by_fold(root, index, seed):
+    """The five folds as published: the index five times, with split, split_by "fold" and fold 0 to 4.
 
-    root: a folder that holds dsfold1.txt to dsfold5.txt anywhere below it; a line is name|magnification|fold|split.
-    Images that the index does not hold are left out. Raises FileNotFoundError without the files, ValueError where a file names no
-    BreaKHis image, or lacks an image of the index.
+    root: a folder that holds dsfold1.txt to dsfold5.txt anywhere below it; a line is name|magnification|fold|split, split train
+    or test. A tenth of each class of the training images is drawn for validation. Images that the index does not hold are left
+    out. The folds are by patient folder, so cases lie on both sides: how many is said. An image may be tested in several folds.
+    Raises FileNotFoundError without the files, ValueError where a file names no BreaKHis image, or lacks an image of the index.
     """
+    rng = np.random.default_rng(seed)
     tables = []
     for fold, name in enumerate(FOLDS):
         path = next(iter(sorted(Path(root).rglob(f"ds{name}.txt"))), None)
@@ -159,6 +173,11 @@ def official_folds(root, index):
         unknown = table["image"][~table["split"].isin(["train", "test"])]
         if len(unknown):
             raise ValueError(f"{path} says nothing of {len(unknown)} images, the first {unknown.iloc[0]}.")
+        for label in data.CLASSES:
+            train = np.flatnonzero((table["label"] == label) & (table["split"] == "train"))
+            table.loc[rng.permutation(train)[: max(1, len(train) // 10)], "split"] = "validation"
+        crossing = data.cases_on_two_sides(table[table["split"] != "validation"])
+        tqdm.write(f"fold {fold + 1} as published: {len(crossing)} cases lie both in training and in test")
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 

@@ -21,6 +21,7 @@ COLUMNS = [
     *("model", "attack", "epsilon", "source_model", "p_malignant", "margin", "linf", "l2", "ssim"),
 ]
 EVALUATION = ["model", "attack", "epsilon", "split_by", "seed", "source_model"]
+TESTED = ["image", "fold"]  # one test of one image
 METRICS = [
     *(
         *EVALUATION,
@@ -31,6 +32,7 @@ METRICS = [
         "accuracy_low",
         "accuracy_high",
         "balanced_accuracy",
+        "patient_score",
     ),
     *("sensitivity", "specificity", "precision", "auroc", "tp", "fp", "tn", "fn"),
 ]
@@ -190,8 +192,9 @@ def _tested(predictions):
     """
     rows = predictions[predictions["split"] == "test"].reset_index(drop=True)
     rows["source_model"] = rows["source_model"].fillna("")
-    # Folds are pooled, so an image may be on the test side of one fold only.
-    _refuse_bad_rows(rows, ["image", *EVALUATION])
+    # Folds are pooled, so an image may be on the test side of one fold only; the published folds overlap.
+    _refuse_bad_rows(rows, [*TESTED, *EVALUATION])
+    _refuse_bad_rows(rows[rows["split_by"] != "fold"], ["image", *EVALUATION])
     malignant = (rows["label"] == "malignant").to_numpy()
     margin = rows["margin"].to_numpy(float)
     right = (margin > 0) == malignant
@@ -208,7 +211,8 @@ def metrics(predictions, resamples=2000, seed=0):
     split are pooled (out-of-fold predictions). All are fractions; the interval of the accuracy is that of
     `bootstrap_interval`. What does not exist is null (NaN or NA): with one class in the subset, everything about
     the other class, and the balanced accuracy, precision and AUROC, which need both; precision also when the model
-    never answers malignant.
+    never answers malignant. patient_score is the mean over cases of the share that is right in each (Spanhol et al. 2016,
+    section IV, with cases for patients).
     """
     rows = _tested(predictions)
     found = []
@@ -227,7 +231,7 @@ def metrics(predictions, resamples=2000, seed=0):
 
 
 def _measure(rows, resamples, seed):
-    malignant, right = rows["malignant"].to_numpy(), rows["right"].to_numpy()
+    malignant, right = rows["malignant"].to_numpy(), rows["right"]
     positives, negatives = int(malignant.sum()), int((~malignant).sum())
     tp, tn = int((right & malignant).sum()), int((right & ~malignant).sum())
     fp, fn = negatives - tn, positives - tp
@@ -242,6 +246,7 @@ def _measure(rows, resamples, seed):
         "accuracy_low": low,
         "accuracy_high": high,
         "balanced_accuracy": (sensitivity + specificity) / 2,
+        "patient_score": right.groupby(rows["case"]).mean().mean(),
         "sensitivity": sensitivity,
         "specificity": specificity,
         "precision": tp / (tp + fp) if both and tp + fp else np.nan,
@@ -323,7 +328,7 @@ def comparisons(predictions, baseline="baseline", resamples=2000, seed=0):
         if tuple(key) not in base:
             continue
         pair = group.merge(
-            base[tuple(key)][["image", "right"]], on="image", suffixes=("", "_base"), validate="1:1"
+            base[tuple(key)][[*TESTED, "right"]], on=TESTED, suffixes=("", "_base"), validate="1:1"
         )
         if pair.empty:
             continue
@@ -377,15 +382,15 @@ def worst_case(predictions):
     for _, group in rows.groupby(["split_by", "seed", "model"], sort=True):
         if not (group["attack"] == "none").any():
             continue
-        group = group.sort_values([*runs, "image"], kind="stable")
+        group = group.sort_values([*runs, *TESTED], kind="stable")
         for epsilon in sorted(group.loc[group["attack"] != "none", "epsilon"].unique()):
             part = group[group["epsilon"] <= epsilon]
-            ran = part.groupby("image")["image"].transform("size")
+            ran = part.groupby(TESTED)["image"].transform("size")
             part = part[ran == len(part[runs].drop_duplicates())]
             # Wrong before right; among the wrong the smallest epsilon; then the lowest margin toward the truth.
             order = part.assign(first=part["epsilon"].where(~part["right"], 2.0))
-            order = order.sort_values(["first", "toward_truth"], kind="stable").drop_duplicates("image")
-            order = order.sort_values("image").assign(attack="worst_case", epsilon=epsilon, source_model="")
+            order = order.sort_values(["first", "toward_truth"], kind="stable").drop_duplicates(TESTED)
+            order = order.sort_values(TESTED).assign(attack="worst_case", epsilon=epsilon, source_model="")
             found.append(order[COLUMNS])
     found = [part for part in found if len(part)] or found
     return pd.concat(found, ignore_index=True)
@@ -434,7 +439,7 @@ def _right_by_run(part):
     """Right or wrong, one row an image and one column each (attack, epsilon); missing where not run."""
     # Of several surrogates the strongest counts: an image is right only if it is right against all of them.
     runs = ["attack", "epsilon"]
-    return part.astype({"right": float}).pivot_table("right", index="image", columns=runs, aggfunc="min")
+    return part.astype({"right": float}).pivot_table("right", index=TESTED, columns=runs, aggfunc="min")
 
 
 def _epsilons(right, *attacks):

@@ -476,6 +476,55 @@ def accuracy_curves(metrics, subset="all", attacks=("fgsm", "pgd"), split_by=Non
     return figure
 
 
+@_styled
+def accuracy_over_sigma(metrics, sigmas, split_by=None):
+    """What noise in training does: accuracy clean and under FGSM, and clean sensitivity and specificity, over sigma.
+
+    metrics: rows of `evaluation.metrics`; sigmas: {model: sigma in [0, 1]}, 0 for the baseline.
+    """
+    rows = _chosen(metrics, "all", split_by)
+    rows = rows[rows["model"].isin(list(sigmas))]
+    rows = rows.assign(sigma=rows["model"].map(sigmas)).sort_values("sigma")
+    title = f"Gaussian noise in training: what its standard deviation changes{_how_many(rows)}"
+    figure, grid = _panels(1, 2, 4.1, title, sharey=True)
+    left, right = grid[0]
+    tests = [
+        ("none", 0.0),
+        *(("fgsm", e) for e in sorted(rows.loc[rows["attack"] == "fgsm", "epsilon"].unique())),
+    ]
+    shades = sns.color_palette("viridis", len(tests))
+    for (attack, epsilon), color in zip(tests, shades, strict=True):
+        line = rows[(rows["attack"] == attack) & (rows["epsilon"] == epsilon)]
+        x, y, low, high = (
+            line[name].to_numpy(float) for name in ("sigma", "accuracy", "accuracy_low", "accuracy_high")
+        )
+        left.plot(x, y, color=color, marker="o", label=attack_name(attack, epsilon))
+        left.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+    clean = rows[rows["attack"] == "none"]
+    for (name, color), marker in zip(CLASS_COLORS.items(), "so", strict=True):
+        share = {"benign": "specificity", "malignant": "sensitivity"}[name]
+        right.plot(
+            clean["sigma"],
+            clean[share].astype(float),
+            color=color,
+            marker=marker,
+            label=f"{share} ({name} images)",
+        )
+    left.set(title="All test images", ylabel="accuracy (fraction of images)", ylim=(-0.03, 1.03))
+    right.set(title="Clean test images, by class", ylabel="fraction of the class")
+    for axes in (left, right):
+        axes.set_xlabel("sigma of the noise (range of a pixel value: 0 to 1)")
+        axes.set_xticks(sorted(set(sigmas.values())))
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.22),
+            ncols=3 - (axes is right),
+            frameon=False,
+            fontsize=8,
+        )
+    return figure
+
+
 def _chosen(metrics, subset, split_by):
     """The rows of one subset and one way of splitting."""
     metrics = pd.DataFrame(metrics)

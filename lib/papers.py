@@ -9,6 +9,7 @@ import numpy as np
 from lib import evaluation
 
 LI, ALAM = "Li & Liu 2023", "Alam et al."
+COLUMNS = ["paper", "table", "quantity", "published", "measured", "low", "high", "n", "deviations", "reason"]
 SIDES = ("train", "validation", "test")
 SPLITS = {  # images: Li & Liu, Table 1; Alam et al., table of the split
     LI: {"benign": (515, 64, 65), "malignant": (722, 90, 91)},

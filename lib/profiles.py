@@ -12,6 +12,11 @@ import yaml
 
 from lib import runs
 
+NO_FOLDER = (
+    "synthetic",
+    "breakhis",
+)  # values of data_root: drawn tissue, and the database, downloaded where it is missing
+
 
 class ParameterError(ValueError):
     """A profile, a parameter or a data folder that cannot be meant."""
@@ -86,7 +91,7 @@ def resolve(profile, data_root, settings, stages):
     run, folder = parameters["run"], parameters.get("data_root", "synthetic")
     if not re.fullmatch(r"\w[\w.-]*", run):
         raise ParameterError(f"run {run!r} must be a plain folder name")
-    if folder != "synthetic" and not Path(folder).is_dir():
+    if folder not in NO_FOLDER and not Path(folder).is_dir():
         raise ParameterError(f"data_root {folder} is not a folder: give the one that holds BreaKHis_v1")
     return parameters
 
@@ -110,7 +115,7 @@ def _checked(name, annotation, value, where):
 
 def _absolute(name, value, base):
     is_path = (
-        (name == "data_root" and value != "synthetic")
+        (name == "data_root" and value not in NO_FOLDER)
         or (name == "weights_dir" and value)
         or (name == "pretrained" and ("/" in value or value.endswith(".safetensors")))
     )

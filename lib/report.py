@@ -14,7 +14,7 @@ import re
 import shutil
 from pathlib import Path
 
-from lib import evaluation, runs
+from lib import evaluation, papers, runs
 
 DATA_FILES = ("summary.md", "results.json", "predictions.csv.gz", "attacks.csv", "split.csv", "dataset.json")
 DRAWN_BANNER = "Drawn tissue: these numbers are no medical evidence."
@@ -116,7 +116,7 @@ def summary(results, split_by, primary_defense, other=()):
         "",
         "![Accuracy of every model under every attack](figures/06_accuracy.png)",
     ]
-    text += _leakage([*other, *results["metrics"]])
+    text += _leakage([*other, *results["metrics"]], about.get("crossing", ()))
     beside = [row for row in other if row["subset"] == "all" and row["split_by"] == split_by]
     if any(row["model"] == "baseline" for row in beside):
         seeds = dict.fromkeys(row["seed"] for row in [*rows, *beside])
@@ -149,12 +149,57 @@ def summary(results, split_by, primary_defense, other=()):
             )
             + " |"
         )
-    text += ["", "What each value means stands in notebook 6 and in `results.json`."]
+    text += [
+        "",
+        "What each value means stands in notebook 6 and in `results.json`.",
+        *_papers(results["papers"]),
+    ]
     return "\n".join(text) + "\n"
 
 
-def _leakage(metrics):
-    """The models that were judged on both splits: how much of an accuracy is the images that share a case with training."""
+def _papers(records):
+    """What two papers published, beside ours: one table, what differs from their recipes, and where they contradict themselves."""
+    if not records:
+        return []
+    lines = [
+        "",
+        "## Beside the papers",
+        "",
+        "| paper | where | what | published | ours | images | |",
+        "|---" * 7 + "|",
+    ]
+    for row in records:
+        ours = evaluation.number(row["measured"]) if isinstance(row["measured"], float) else row["measured"]
+        spread = {"accuracy_low": row["low"], "accuracy_high": row["high"]}
+        ours = "" if ours is None else f"{ours}{evaluation.interval(spread)}"
+        said = (
+            row["paper"],
+            row["table"],
+            row["quantity"],
+            row["published"],
+            ours,
+            row["n"] or "",
+            row["reason"],
+        )
+        lines.append(f"| {' | '.join(map(str, said))} |")
+    for paper in dict.fromkeys(row["paper"] for row in records):
+        told = next(row["deviations"] for row in records if row["paper"] == paper)
+        lines += [
+            "",
+            f"What differs from {paper}, and what they leave open:",
+            "",
+            *(f"- {each}" for each in told),
+        ]
+    lines += ["", "Where the published numbers contradict each other, by computation:", ""]
+    lines += [f"- {paper}: {sentence}." for paper, sentence, agrees in papers.contradictions() if not agrees]
+    return lines
+
+
+def _leakage(metrics, crossing):
+    """The models that were judged on both splits: how much of an accuracy is the images that share a case with training.
+
+    crossing: the rows of `data.leaks` as dicts.
+    """
     clean = {
         (row["model"], row["split_by"]): row
         for row in metrics
@@ -180,6 +225,12 @@ def _leakage(metrics):
         cells += [evaluation.number(value) for value in balanced]
         cells.append(evaluation.number(balanced[0] - balanced[1]))
         lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    lines += [""] * bool(crossing)
+    lines += [
+        f"- Split by {row['split_by']}: {row['cases']} cases have images in training and outside it; of {row['test_images']} test images "
+        f"{row['shared_case']} belong to a case in training and {row['near_duplicates']} have a near duplicate there."
+        for row in crossing
+    ]
     return lines
 
 

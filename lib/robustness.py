@@ -55,9 +55,19 @@ def attack_table(epsilons, pgd_steps):
 
 
 def evaluate(
-    folder, name, images, names, *, epsilons=(), pgd_steps=0, seed=0, source="baseline", margins=None
+    folder,
+    name,
+    images,
+    names,
+    *,
+    side="test",
+    epsilons=(),
+    pgd_steps=0,
+    seed=0,
+    source="baseline",
+    margins=None,
 ):
-    """The model's predictions on the test images of every fold under each attack of `names`. Returns the rows.
+    """The model's predictions on one side's images of every fold under each attack of `names`. Returns the rows.
 
     folder: the run's; images: `data.Images`; epsilons: fractions in [0, 1]; source: the model whose FGSM images
     `transfer_fgsm` shows; margins(fold) gives, for a model without a network, a function from images (n, H, W, 3) to margins.
@@ -65,8 +75,8 @@ def evaluate(
     """
     rows = []
     for fold in images.folds:
-        test = images.side("test", fold)
-        batch, labels = test.tensors()
+        shown = images.side(side, fold)
+        batch, labels = shown.tensors()
         path, source_path = checkpoint(folder, name, fold), checkpoint(folder, source, fold)
         network = None
         for attack in names:
@@ -82,13 +92,15 @@ def evaluate(
                 recipe = {
                     "model": name if margins else runs.file_hash(path),
                     "source": runs.file_hash(source_path) if transfers else "",
-                    "images": [test.fingerprint, list(batch.shape)],
+                    "images": [shown.fingerprint, list(batch.shape)],
                     "attack": [attack, list(group), pgd_steps if attack == "pgd" else 0],
                     "seed": seed,
-                    "split_by": test.table["split_by"].iloc[0],
+                    "split_by": shown.table["split_by"].iloc[0],
                     "code": runs.code_hash("attacks", "evaluation", "models", "robustness"),
                 }
-                tail = f"-{group[0] * 255:g}" if attack == "pgd" else ""
+                tail = (f"-{group[0] * 255:g}" if attack == "pgd" else "") + (
+                    "" if side == "test" else f"-{side}"
+                )
                 piece = folder / "predictions" / f"{name}-{attack}{tail}-{recipe['split_by']}{fold}.csv.gz"
                 if runs.is_current(piece, recipe):
                     rows.append(evaluation.read_piece(piece))
@@ -103,7 +115,7 @@ def evaluate(
                 part = pd.concat(
                     [
                         evaluation.prediction_rows(
-                            test.table,
+                            shown.table,
                             model=name,
                             attack=attack,
                             epsilon=epsilon,

@@ -125,8 +125,8 @@ def _modules_named_in(source):
 
 
 def _data_state(data_root):
-    """Names, sizes and times of a data folder's files; None for drawn tissue, which its parameters determine."""
-    if data_root in (None, "synthetic"):
+    """Names, sizes and times of a data folder's files; None for drawn tissue and for the database, which are always the same."""
+    if data_root in (None, *profiles.NO_FOLDER):
         return None
     return _listing(Path(data_root), skip=())
 

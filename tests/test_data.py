@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lib import data, database
+from lib import data, database, papers, profiles
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,10 @@ def sides(index, **selection):
 
 def check_both_papers(index):
     assert len(index) == 7909
-    li_liu = sides(index, magnifications=[100], subtypes=["A", "F", "PT", "TA", "DC"])
-    assert li_liu == {"benign": (515, 64, 65), "malignant": (722, 90, 91)}
-    alam = sides(index)
-    assert alam == {"benign": (1984, 248, 248), "malignant": (4343, 542, 544)}
+    for name, paper in {"li2023": papers.LI, "alam2023": papers.ALAM}.items():
+        profile = profiles.load(name)
+        selection = {key: profile[key] for key in ("magnifications", "subtypes")}
+        assert sides(index, **selection) == papers.SPLITS[paper]
 
 
 def test_both_papers_split_tables_from_the_published_counts(published):
@@ -157,6 +157,23 @@ def test_images_for_starting_weights_fall_with_their_case(published):
         papers["split"].tolist()
         == table[(table["split_by"] == "image") & (table["magnification"] == 100)]["split"].tolist()
     )
+
+
+def test_near_duplicates_and_shared_cases_are_counted_across_the_split(drawn):
+    index = data.index_images(drawn)
+    pixels = data.load_pixels(index, 64)[0][:]
+    assert data.near_duplicates(pixels, index) == []
+    twice = np.concatenate([pixels, np.clip(pixels[:1] + 3.0, 0, 255).astype(np.uint8)])
+    copy = index.iloc[[0]].assign(image="copy.png")
+    table = pd.concat([index, copy], ignore_index=True)
+    pairs = data.near_duplicates(twice, table)
+    assert pairs == [(index["image"][0], "copy.png")]
+
+    sides = ["test", *["train"] * (len(index) - 1), "train"]
+    found = data.leaks(table.assign(split=sides, split_by="image", fold=0), pairs)
+    assert found.to_dict("records") == [
+        {"split_by": "image", "cases": 1, "test_images": 1, "shared_case": 1, "near_duplicates": 1}
+    ]
 
 
 def test_pixels_are_decoded_once(drawn, tmp_path):

@@ -145,6 +145,10 @@ def test_without_network_it_says_what_to_do(tmp_path):
 def test_what_a_copy_lacks_is_counted(drawn):
     lacks = database.missing(data.index_images(drawn))
     assert lacks.startswith("20 of 7909 images; A at 40X: 0 of 114")
+    with pytest.raises(ValueError, match=r"A at 40X: 0 of 114.*Set allow_incomplete"):
+        database.check(data.index_images(drawn))
+    database.check(data.index_images(drawn), allow_incomplete=True)
+    assert sum(map(sum, database.COUNTS.values())) == database.TOTAL
 
 
 def test_the_official_folds_are_read_as_published(breakhis, tmp_path):
@@ -154,23 +158,26 @@ def test_the_official_folds_are_read_as_published(breakhis, tmp_path):
     for fold in database.FOLDS:
         lines = index["image"] + "|" + index["magnification"].astype(str) + "|1|" + listing[fold]
         (tmp_path / f"ds{fold}.txt").write_text("\n".join(lines) + "\n")
-    table = database.official_folds(tmp_path, index)
-    assert len(table) == 5 * 7909 and set(table["split"]) == {"train", "test"}
+    table = database.split_by_fold(tmp_path, index, seed=0)
+    assert len(table) == 5 * 7909
     for number, fold in enumerate(database.FOLDS):
-        assert (table[table["fold"] == number]["split"].to_numpy() == listing[fold].to_numpy()).all()
-        crossing = data.cases_on_two_sides(table[table["fold"] == number])
+        rows = table[table["fold"] == number]
+        assert (rows["split"].replace("validation", "train").to_numpy() == listing[fold].to_numpy()).all()
+        held = rows[rows["split"] != "test"].groupby("label")["split"].value_counts(normalize=True)
+        assert held["benign", "validation"] == pytest.approx(0.1, abs=0.01)
+        crossing = data.cases_on_two_sides(rows[rows["split"] != "validation"])
         assert 6 <= len(crossing) <= 8, "by patient folder: some cases lie on both sides"
 
 
 def test_fold_files_that_do_not_fit_are_named(drawn, tmp_path):
     index = data.index_images(drawn)
     with pytest.raises(FileNotFoundError, match=r"No dsfold1\.txt under"):
-        database.official_folds(tmp_path, index)
+        database.split_by_fold(tmp_path, index, seed=0)
     for fold in database.FOLDS:
         (tmp_path / f"ds{fold}.txt").write_text("cat.png|100|1|train\n")
     with pytest.raises(ValueError, match=r"dsfold1\.txt: 'cat\.png' is not a BreaKHis file name"):
-        database.official_folds(tmp_path, index)
+        database.split_by_fold(tmp_path, index, seed=0)
     for fold in database.FOLDS:
         (tmp_path / f"ds{fold}.txt").write_text(f"{index['image'][0]}|100|1|train\n")
     with pytest.raises(ValueError, match="says nothing of 19 images"):
-        database.official_folds(tmp_path, index)
+        database.split_by_fold(tmp_path, index, seed=0)

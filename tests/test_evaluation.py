@@ -220,6 +220,26 @@ def test_folds_are_pooled_and_only_test_rows_count():
     pd.testing.assert_frame_equal(evaluation.metrics(mixed), evaluation.metrics(rows(table, margins)))
 
 
+def test_the_published_folds_overlap_and_each_test_of_an_image_counts():
+    table, margins = random_table(2)
+    folds = pd.concat([table.assign(fold=fold, split_by="fold") for fold in (0, 1)], ignore_index=True)
+    both = np.concatenate([margins, -margins])
+    attacked = pd.concat([rows(folds, both), rows(folds, both - 0.3, attack="pgd", epsilon=0.01)])
+    row = one(evaluation.metrics(attacked), attack="none", subset="all")
+    assert row["n"] == 2 * len(table) and row["n_cases"] == table["case"].nunique()
+    assert len(evaluation.worst_case(attacked)) == 2 * len(table)
+    other = rows(folds, both, model="gaussian_noise")
+    assert evaluation.comparisons(pd.concat([attacked, other]))["difference"].tolist() == [0.0]
+    with pytest.raises(ValueError, match="twice"):
+        evaluation.metrics(attacked.assign(split_by="case"))
+
+
+def test_the_patient_score_is_the_mean_over_cases():
+    table = split_table(["malignant"] * 4 + ["benign"], ["a", "a", "a", "b", "c"])
+    row = one(evaluation.metrics(rows(table, [1.0, 1.0, -1.0, -1.0, -1.0])), subset="all")
+    assert row["patient_score"] == pytest.approx((2 / 3 + 0 + 1) / 3)
+
+
 def test_what_does_not_exist_is_null():
     found = evaluation.metrics(rows(split_table(["malignant"] * 6), [1, 1, 1, -1, -1, 1.0]))
     for subset in ("all", "malignant"):

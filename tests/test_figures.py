@@ -237,6 +237,18 @@ def test_accuracy_curves_hold_the_metrics():
     assert list(drawn(figures.accuracy_curves(metrics, "malignant")).axes[0].lines[-1].get_ydata()) == [1, 1]
 
 
+def test_accuracy_over_sigma_holds_the_metrics():
+    metrics = evaluation.metrics(predictions())
+    figure = drawn(figures.accuracy_over_sigma(metrics, {"baseline": 0.0, "gaussian_noise": 0.1}))
+    clean = metrics[(metrics["attack"] == "none") & (metrics["subset"] == "all")].set_index("model")
+    left, right = figure.axes
+    names = ["baseline", "gaussian_noise"]
+    assert list(left.lines[0].get_xdata()) == [0, 0.1]
+    assert list(left.lines[0].get_ydata()) == clean["accuracy"][names].tolist()
+    assert list(right.lines[1].get_ydata()) == clean["sensitivity"][names].tolist()
+    assert "FGSM 4/255" in texts(figure) and "sigma" in texts(figure)
+
+
 def test_accuracy_curves_do_without_intervals_attacks_and_further_seeds():
     made = predictions()
     made = pd.concat([made, made.assign(seed=1)])

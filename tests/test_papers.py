@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import precision_score, recall_score
 
-from lib import data, evaluation, papers
+from lib import data, evaluation, papers, profiles
 
 PARAMETERS = {
     "split_by": "image",
@@ -58,10 +58,20 @@ def table_of(split, right, side="test"):
 
 
 def test_the_published_splits_are_those_of_the_floor_rule():
+    assert papers.SPLITS[papers.LI] == {"benign": (515, 64, 65), "malignant": (722, 90, 91)}
     for sides in papers.SPLITS.values():
         for train, validation, test in sides.values():
             n = train + validation + test
             assert (train, validation) == (n * 8 // 10, n // 10)
+
+
+@pytest.mark.parametrize(("name", "paper"), [("li2023", papers.LI), ("alam2023", papers.ALAM)])
+def test_the_profiles_are_the_papers_recipes(name, paper):
+    profile = profiles.load(name)
+    assert not any("instead of" in sentence for sentence in papers.deviations(paper, profile))
+    assert any(
+        "instead of" in sentence for sentence in papers.deviations(paper, profile | {"split_by": "case"})
+    )
 
 
 def test_contradictions_are_computed():
