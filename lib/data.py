@@ -41,7 +41,7 @@ FILE_NAME = re.compile(
     r"SOB_(?P<letter>[BM])_(?P<subtype>A|F|PT|TA|DC|LC|MC|PC)-(?P<year>\d+)-(?P<slide>\d+)(?P<part>[A-Z]*)"
     r"-(?P<magnification>40|100|200|400)-(?P<number>\d+)\.png"
 )
-FEW_CASES = 10  # below this in a class, one test side by case is too small: five folds instead
+FEW_CASES = 15  # below this in a class, a test side of five cases takes too much from training: five folds instead
 FOLDS = 5
 TEST_CASES = 5  # the fewest cases in a class that still give an interval
 
@@ -175,7 +175,7 @@ def split_by_image(index, seed):
 def split_by_case(index, seed):
     """The honest split: no case on two sides. Returns the index with split, split_by and fold.
 
-    With ten cases or more in each class: one split, in each class a fifth of the cases (at least five, so that there is an
+    With fifteen cases or more in each class: one split, in each class a fifth of the cases (at least five, so that there is an
     interval) for test, a tenth (at least two) for validation. With fewer: five folds (StratifiedGroupKFold), every row five times,
     in each fold one part for test, and validation cases taken from the rest.
     Raises ValueError where a class has fewer than five cases.
@@ -223,10 +223,15 @@ def source_magnification(pretrained):
     return int(match[1]) if match else None
 
 
+def source_magnifications(starts):
+    """The magnifications that several starting weights are trained on, sorted, each once."""
+    return sorted({source_magnification(start) for start in starts} - {None})
+
+
 def make_splits(selected, source=None, split_by="image", seed=0):
     """Both splits of the selected images, the one to train on (`split_by`) first; by case only where there are cases enough.
 
-    source: images of another magnification, for starting weights only, or None. They fall on the same side as their case where
+    source: images of other magnifications, for starting weights only, or None. They fall on the same side as their case where
     the split is by case. Raises ValueError where the split to train on cannot be made.
     """
     source = source if source is not None and len(source) else None

@@ -88,6 +88,16 @@ def build(pretrained="none", weights_dir="", seed=0):
     return model.eval()
 
 
+def untouched(model, seed=0):
+    """The layers that still hold the random start of `build("none", seed=seed)`: what starting weights did not reach."""
+    fresh = build("none", seed=seed).state_dict()
+    return [
+        name.removesuffix(".weight")
+        for name, value in model.state_dict().items()
+        if name.endswith(".weight") and torch.equal(value, fresh[name])
+    ]
+
+
 def _expand_to_rgb(state):
     """The first convolution for three channels: its response to a gray image stays what it was."""
     first = state["features.conv0.weight"]

@@ -20,6 +20,8 @@ SUDDEN_LOSS = (
     0.2  # FGSM accuracy above PGD accuracy on validation by this: catastrophic overfitting (Wong et al. 2020)
 )
 
+TIMED = 4  # the batch after which the time of a training is foretold
+
 
 def device():
     """The GPU where there is one, otherwise the CPU."""
@@ -56,6 +58,17 @@ def augment(pixels, generator):
             square = square.flip(2)
         batch[row] = square.rot90(turns, (1, 2)).float() / 255
     return batch
+
+
+def jitter_stain(images, strength, generator):
+    """Other stains of the same tissue: the optical density of each channel scaled and shifted at random (Tellez et al. 2018).
+
+    images: float32 (n, 3, S, S) in [0, 1]; strength: the density is scaled by 1 - strength to 1 + strength and shifted by at most
+    a fifth of that.
+    """
+    gain, shift = strength * (2 * torch.rand(2, len(images), 3, 1, 1, generator=generator) - 1)
+    density = -torch.log(images.clamp_min(1 / 255))
+    return torch.exp(-(density * (1 + gain) + shift / 5)).clamp(0, 1)
 
 
 def merge_fgsm(model, side, epsilon, batch_size=16):
@@ -141,6 +154,7 @@ def train(
     learning_rate,
     seed=0,
     precision="auto",
+    stain_jitter=0.0,
     hook=None,
     threat=None,
     guard=None,
@@ -149,7 +163,7 @@ def train(
     """Train `model` with Adam; keep the epoch with the least validation loss under `threat`. Returns the history.
 
     side, validation: `data.Side`; made: what the numbers below do not say (starting weights, defense), for the record.
-    hook(model, images, labels, generator) changes a batch before the loss; threat and guard (model, images, labels) change
+    stain_jitter: strength of `jitter_stain`, part of the augmentation; 0 for none. hook(model, images, labels, generator) changes a batch before the loss; threat and guard (model, images, labels) change
     the validation images. Where accuracy under `guard` stays while that under `threat` collapses, the loop goes back to its
     best epoch at half the rate. Stops after `patience` epochs without progress.
 
@@ -165,6 +179,7 @@ def train(
         "learning_rate": learning_rate,
         "seed": seed,
         "precision": str(training_dtype(precision)),
+        "stain_jitter": stain_jitter,
         "patience": patience,
         "code": runs.code_hash("attacks", "models", "training"),
     }
@@ -192,6 +207,7 @@ def train(
         losses = [row["validation_loss"] for row in state["history"]]
         return patience is not None and bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= patience
 
+    begun = state["epoch"]
     while state["epoch"] < epochs and not stalled():
         started = time.monotonic()
         # One generator an epoch: a resumed run draws what an unbroken one would have drawn.
@@ -209,7 +225,10 @@ def train(
                 optimizer.param_groups
             ):  # cosine decay, from the position alone, so that it survives a restart
                 group["lr"] = learning_rate * state["rate"] * (1 + math.cos(math.pi * done)) / 2
-            images = augment(pixels[rows], generator).to(where, memory_format=torch.channels_last)
+            images = augment(pixels[rows], generator)
+            if stain_jitter:
+                images = jitter_stain(images, stain_jitter, generator)
+            images = images.to(where, memory_format=torch.channels_last)
             targets = labels[rows].to(where)
             if hook:
                 images = hook(model, images, targets, generator)
@@ -223,6 +242,13 @@ def train(
                 )
             loss.backward()
             optimizer.step()
+            if state["epoch"] == begun and number == TIMED:
+                left = (time.monotonic() - started) / (TIMED + 1) * len(batches) * (epochs - begun)
+                if left > 120:
+                    print(
+                        f"{path.stem}: {epochs - begun} epochs, about {left / 60:.0f} minutes on this machine",
+                        file=sys.stderr,
+                    )
             loss_sum += loss.item() * len(rows)
             correct += (logits.argmax(1) == targets).sum().item()
             seen += len(rows)

@@ -233,6 +233,19 @@ def test_augmentation_moves_pixels_and_changes_none():
         assert any(np.array_equal(values, np.sort(crop.ravel())) for crop in crops)
 
 
+def test_stain_jitter_scales_and_shifts_the_density_of_each_channel():
+    images = torch.rand(6, 3, 8, 8).clamp(0.2, 0.9)
+    changed = training.jitter_stain(images, 0.25, torch.Generator().manual_seed(0))
+    density, other = -images.log(), -changed.log()
+    for image in range(6):
+        for channel in range(3):
+            gain, shift = np.polyfit(density[image, channel].flatten(), other[image, channel].flatten(), 1)
+            assert abs(gain - 1) <= 0.25 and abs(shift) <= 0.05 + 1e-6
+    assert torch.allclose(training.jitter_stain(images, 0.0, None), images, atol=1e-6)
+    black_and_white = torch.tensor([0.0, 1.0]).repeat(1, 3, 4, 2)
+    assert training.jitter_stain(black_and_white, 0.25, None).isfinite().all()
+
+
 def test_precision_is_what_was_asked_for():
     assert training.training_dtype("float32") == torch.float32
     assert training.training_dtype("bfloat16") == torch.bfloat16
