@@ -41,7 +41,9 @@ FILE_NAME = re.compile(
     r"SOB_(?P<letter>[BM])_(?P<subtype>A|F|PT|TA|DC|LC|MC|PC)-(?P<year>\d+)-(?P<slide>\d+)(?P<part>[A-Z]*)"
     r"-(?P<magnification>40|100|200|400)-(?P<number>\d+)\.png"
 )
-FEW_CASES = 15  # below this in a class, a test side of five cases takes too much from training: five folds instead
+FEW_CASES = (
+    15  # below this in a class, a test side of five cases takes too much from training: five folds instead
+)
 FOLDS = 5
 TEST_CASES = 5  # the fewest cases in a class that still give an interval
 

@@ -144,14 +144,16 @@ def _unpack(archive, done):
     half.rename(done)
 
 
-def split_by_fold(root, index, seed):
-    """The five folds as published: the index five times, with split, split_by "fold" and fold 0 to 4.
+def split_by_fold(root, selected, source=None, seed=0):
+    """The five folds as published: the selected images five times, with split, split_by "fold" and fold 0 to 4.
 
-    root: a folder that holds dsfold1.txt to dsfold5.txt anywhere below it; a line is name|magnification|fold|split, split train
-    or test. A tenth of each class of the training images is drawn for validation. Images that the index does not hold are left
-    out. The folds are by patient folder, so cases lie on both sides: how many is said. An image may be tested in several folds.
-    Raises FileNotFoundError without the files, ValueError where a file names no BreaKHis image, or lacks an image of the index.
+    root: a folder that holds dsfold1.txt to dsfold5.txt anywhere below it, with lines name|magnification|fold|train or test.
+    source: images of other magnifications, for starting weights only, or None; they are split by the same files.
+    A tenth of each class of the training images is drawn for validation. The folds are by patient folder, so cases lie on both
+    sides: how many is said. An image may be tested in several folds, and files may name images that are not selected.
+    Raises FileNotFoundError without the files, ValueError where a file names no BreaKHis image, or lacks a selected one.
     """
+    index = selected if source is None else pd.concat([selected, source], ignore_index=True)
     rng = np.random.default_rng(seed)
     tables = []
     for fold, name in enumerate(FOLDS):

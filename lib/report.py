@@ -92,11 +92,11 @@ def summary(results, split_by, primary_defense, other=()):
     clean = [row for row in rows if row["attack"] == "none"]
     baseline = next(row for row in clean if row["model"] == "baseline")
     banner = [f"# {DRAWN_BANNER}", ""] if about["synthetic"] else []
-    split = (
-        "no case on two sides"
-        if split_by == "case"
-        else "as the papers split: images of one case are on several sides"
-    )
+    split = {
+        "case": "no case on two sides",
+        "image": "as the papers split: images of one case are on several sides",
+        "fold": "the database's own five folds, by patient folder: some cases are on both sides",
+    }[split_by]
     text = [
         *banner,
         f"# How easily is the classifier fooled, and which defense holds? ({results['run']})",

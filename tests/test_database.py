@@ -158,7 +158,7 @@ def test_the_official_folds_are_read_as_published(breakhis, tmp_path):
     for fold in database.FOLDS:
         lines = index["image"] + "|" + index["magnification"].astype(str) + "|1|" + listing[fold]
         (tmp_path / f"ds{fold}.txt").write_text("\n".join(lines) + "\n")
-    table = database.split_by_fold(tmp_path, index, seed=0)
+    table = database.split_by_fold(tmp_path, index)
     assert len(table) == 5 * 7909
     for number, fold in enumerate(database.FOLDS):
         rows = table[table["fold"] == number]
@@ -172,12 +172,12 @@ def test_the_official_folds_are_read_as_published(breakhis, tmp_path):
 def test_fold_files_that_do_not_fit_are_named(drawn, tmp_path):
     index = data.index_images(drawn)
     with pytest.raises(FileNotFoundError, match=r"No dsfold1\.txt under"):
-        database.split_by_fold(tmp_path, index, seed=0)
+        database.split_by_fold(tmp_path, index)
     for fold in database.FOLDS:
         (tmp_path / f"ds{fold}.txt").write_text("cat.png|100|1|train\n")
     with pytest.raises(ValueError, match=r"dsfold1\.txt: 'cat\.png' is not a BreaKHis file name"):
-        database.split_by_fold(tmp_path, index, seed=0)
+        database.split_by_fold(tmp_path, index)
     for fold in database.FOLDS:
         (tmp_path / f"ds{fold}.txt").write_text(f"{index['image'][0]}|100|1|train\n")
     with pytest.raises(ValueError, match="says nothing of 19 images"):
-        database.split_by_fold(tmp_path, index, seed=0)
+        database.split_by_fold(tmp_path, index)
