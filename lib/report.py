@@ -195,6 +195,11 @@ def _papers(records):
     return lines
 
 
+def _unbroken(page):
+    """A value and its interval stay on one line: no breaks in "0.91 [0.82, 0.97]"."""
+    return re.sub(r"(\d) \[(-?[\d.]+), (-?[\d.]+)\]", "\\1&nbsp;[\\2,&nbsp;\\3]", page)
+
+
 def _leakage(metrics, crossing):
     """The models that were judged on both splits: how much of an accuracy is the images that share a case with training.
 
@@ -450,7 +455,7 @@ def _index_body(run, summary, dataset, provenance, pages):
     ]
     rows = "".join(f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in facts)
     return (
-        f"{markdown2html(summary)}\n<h2>The notebooks, as they ran</h2>\n<ul>{links}</ul>\n"
+        f"{_unbroken(markdown2html(summary))}\n<h2>The notebooks, as they ran</h2>\n<ul>{links}</ul>\n"
         f'<h2>The data behind it</h2>\n<p>{files}</p>\n<h2>How it was made</h2>\n<table class="facts">{rows}</table>'
     )
 

@@ -177,6 +177,11 @@ def test_a_report_to_compare_with_must_be_there(tmp_path, monkeypatch):
         report.published_metrics(["other"])
 
 
+def test_a_value_and_its_interval_stay_on_one_line():
+    page = "<td>0.91 [0.82, 0.97]</td> <td>[a link, b]</td>"
+    assert report._unbroken(page) == "<td>0.91&nbsp;[0.82,&nbsp;0.97]</td> <td>[a link, b]</td>"
+
+
 def test_leaks_of_tissue_are_found(tmp_path):
     (tmp_path / "dataset.json").write_text('{"synthetic": false}')
     draw(tmp_path / "figures" / "plain.png", "no")
