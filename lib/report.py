@@ -581,7 +581,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --text: #dfe3e8; --page: #16191d; --code: #20252b; --line: #3a424b; --link: #7db3ff; --soft: #9aa4ae; --banner: #a12a2a } }
 * { box-sizing: border-box }
-body { margin: 0 auto; max-width: 62rem; padding: 0 1.2rem 4rem; background: var(--page); color: var(--text);
+body { margin: 0 auto; max-width: 70rem; padding: 0 1.2rem 4rem; background: var(--page); color: var(--text);
   font: 1.02rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif }
 a { color: var(--link) }
 .banner { margin: 0 -1.2rem; padding: .8rem 1.2rem; background: var(--banner); color: #fff; font-size: 1.35rem; font-weight: 700;
@@ -599,9 +599,9 @@ pre { margin: .6rem 0; overflow-x: auto }
 .highlight { margin: .6rem 0; padding: .1rem .9rem; border: 1px solid var(--line); border-radius: 5px }
 .celltag_parameters .highlight, .celltag_injected-parameters .highlight { border-left: 4px solid var(--link) }
 .output, .jp-OutputArea { overflow-x: auto }
-table { display: block; overflow-x: auto; width: max-content; max-width: 100%; border: 0; border-collapse: collapse; margin: .8rem 0; font-size: .92rem;
+table { display: block; overflow-x: auto; width: max-content; max-width: 100%; border: 0; border-collapse: collapse; margin: .8rem 0; font-size: .88rem;
   font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .7rem; border: 0 solid var(--line); border-bottom-width: 1px; text-align: right; vertical-align: top }
+th, td { padding: .3rem .55rem; border: 0 solid var(--line); border-bottom-width: 1px; text-align: right; vertical-align: top }
 th { font-weight: 600 }
 th:first-child, td:first-child, .facts td { text-align: left } .facts th { white-space: nowrap } .facts td { white-space: normal; overflow-wrap: anywhere }
 details { margin: .6rem 0; color: var(--soft) } summary { cursor: pointer }
