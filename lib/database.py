@@ -94,6 +94,9 @@ def _resuming(url, output_file, _):
         with requests.get(
             url, stream=True, timeout=60, headers={"Range": f"bytes={have}-"} if have else {}
         ) as answer:
+            if answer.headers.get("Content-Range") == f"bytes */{have}":
+                os.replace(part, output_file)  # all of it had come before
+                return
             if answer.status_code == requests.codes.requested_range_not_satisfiable:
                 part.unlink()
                 raise ConnectionError(f"{url} is shorter than what was kept of it: run again to start anew.")

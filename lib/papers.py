@@ -68,6 +68,7 @@ RECIPES = {
 }
 OPEN = {
     LI: {
+        "epsilon": "FGSM's epsilon is not given: the one at which our baseline, on validation images, falls nearest to theirs",
         "noise_sigma": "how strong the noise is, is not given",
         "noise_drawn": "whether noise is drawn once or anew is not given: drawn anew for every batch, after augmentation, clipped",
         "augmentation": "not given: a random square of the field of view, flips and right-angle rotations",
@@ -76,6 +77,7 @@ OPEN = {
     },
     ALAM: {
         "recipe": "optimizer, rate, batch, epochs, size and starting weights are not given: those of the run",
+        "epsilon": "FGSM's epsilon is not given: the one at which our model A, on validation images, falls nearest to theirs",
         "train_epsilon": "at which epsilon the merged images are made is not given",
         "images": "on which images model B was tested is not given: clean, under its own FGSM, under model A's FGSM",
     },

@@ -230,13 +230,16 @@ def _leakage(metrics, crossing):
         cells += [evaluation.number(value) for value in balanced]
         cells.append(evaluation.number(balanced[0] - balanced[1]))
         lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
-    lines += [""] * bool(crossing)
-    lines += [
+    return [*lines, *[""] * bool(crossing), *leak_sentences(crossing)]
+
+
+def leak_sentences(crossing):
+    """What crosses from training to test in each split, a Markdown item each; crossing: the rows of `data.leaks` as dicts."""
+    return [
         f"- Split by {row['split_by']}: {row['cases']} cases have images in training and outside it; of {row['test_images']} test images "
         f"{row['shared_case']} belong to a case in training and {row['near_duplicates']} have a near duplicate there."
         for row in crossing
     ]
-    return lines
 
 
 def publish(run, provenance):

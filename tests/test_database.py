@@ -50,7 +50,9 @@ def server():
                 serve.asked.append(asked)
                 start = int(asked[6:-1]) if asked and ranges else 0
                 if asked and start >= len(content):
-                    self.send_error(416)
+                    self.send_response(416)
+                    self.send_header("Content-Range", f"bytes */{len(content)}")
+                    self.end_headers()
                     return
                 self.send_response(206 if asked and ranges else 200)
                 self.send_header("Content-Length", str(len(content) - start))
@@ -103,6 +105,12 @@ def test_what_was_kept_of_a_longer_file_is_dropped(server, images, tmp_path):
     with pytest.raises(ConnectionError, match="shorter than what was kept"):
         database.fetch(tmp_path, url)
     assert database.fetch(tmp_path, url).is_dir()
+
+
+def test_a_whole_download_that_was_killed_before_its_end_is_not_repeated(server, images, tmp_path):
+    (tmp_path / "BreaKHis_v1.tar.gz.part").write_bytes(content := pack(images))
+    assert len(data.index_images(database.fetch(tmp_path, server(content)))) == len(images)
+    assert server.asked == [f"bytes={len(content)}-"]
 
 
 def test_a_full_disk_keeps_what_came(server, images, tmp_path, full_disk):
