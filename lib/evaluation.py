@@ -22,19 +22,11 @@ COLUMNS = [
 ]
 EVALUATION = ["model", "attack", "epsilon", "split_by", "seed", "source_model"]
 TESTED = ["image", "fold"]  # one test of one image
+RATES = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision")
 METRICS = [
-    *(
-        *EVALUATION,
-        "subset",
-        "n",
-        "n_cases",
-        "accuracy",
-        "accuracy_low",
-        "accuracy_high",
-        "balanced_accuracy",
-        "patient_score",
-    ),
-    *("sensitivity", "specificity", "precision", "auroc", "tp", "fp", "tn", "fn"),
+    *(*EVALUATION, "subset", "n", "n_cases"),
+    *(name + end for name in RATES for end in ("", "_low", "_high")),
+    *("patient_score", "auroc", "tp", "fp", "tn", "fn"),
 ]
 COMPARISONS = [
     *("model_a", "model_b", "attack", "epsilon", "split_by", "difference", "low", "high", "p_value", "test"),
@@ -208,11 +200,11 @@ def metrics(predictions, resamples=2000, seed=0):
     """Metrics of the test rows: a row (`METRICS`) for each evaluation and subset.
 
     Subsets: "all", "malignant", and "100X", ... when an evaluation holds several magnifications. The folds of one
-    split are pooled (out-of-fold predictions). All are fractions; the interval of the accuracy is that of
-    `bootstrap_interval`. What does not exist is null (NaN or NA): with one class in the subset, everything about
-    the other class, and the balanced accuracy, precision and AUROC, which need both; precision also when the model
-    never answers malignant. patient_score is the mean over cases of the share that is right in each (Spanhol et al. 2016,
-    section IV, with cases for patients).
+    split are pooled (out-of-fold predictions). All are fractions; _low and _high are those of `bootstrap_interval`.
+    What does not exist is null (NaN or NA): with one class in the subset, everything about the other class, and the
+    balanced accuracy, precision and AUROC, which need both; precision also when the model never answers malignant.
+    patient_score is the mean over cases of the share that is right in each (Spanhol et al. 2016, section IV, with cases for
+    patients).
     """
     rows = _tested(predictions)
     found = []
@@ -231,31 +223,41 @@ def metrics(predictions, resamples=2000, seed=0):
 
 
 def _measure(rows, resamples, seed):
-    malignant, right = rows["malignant"].to_numpy(), rows["right"]
-    positives, negatives = int(malignant.sum()), int((~malignant).sum())
-    tp, tn = int((right & malignant).sum()), int((right & ~malignant).sum())
-    fp, fn = negatives - tn, positives - tp
-    sensitivity = tp / positives if positives else np.nan
-    specificity = tn / negatives if negatives else np.nan
-    both = positives and negatives
-    low, high = bootstrap_interval(right, rows["case"], malignant, resamples=resamples, seed=seed)
-    return {
+    malignant, right = rows["malignant"].to_numpy(), rows["right"].to_numpy()
+    outcomes = np.column_stack(
+        [right & malignant, ~right & malignant, right & ~malignant, ~right & ~malignant]
+    )
+    low, high = bootstrap_interval(outcomes, rows["case"], malignant, _rates, resamples=resamples, seed=seed)
+    tp, fn, tn, fp = (int(count) for count in outcomes.sum(0))
+    positives, negatives = tp + fn, tn + fp
+    rates = zip(
+        RATES, _rates(outcomes.sum(0)), np.broadcast_to(low, 5), np.broadcast_to(high, 5), strict=True
+    )
+    measured = {
+        name + end: value
+        for name, *three in rates
+        for end, value in zip(("", "_low", "_high"), three, strict=True)
+    }
+    return measured | {
         "n": len(rows),
         "n_cases": rows["case"].nunique(),
-        "accuracy": right.mean(),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "balanced_accuracy": (sensitivity + specificity) / 2,
-        "patient_score": right.groupby(rows["case"]).mean().mean(),
-        "sensitivity": sensitivity,
-        "specificity": specificity,
-        "precision": tp / (tp + fp) if both and tp + fp else np.nan,
-        "auroc": _auroc(rows["margin"], malignant) if both else np.nan,
+        "patient_score": rows.groupby("case")["right"].mean().mean(),
+        "auroc": _auroc(rows["margin"], malignant) if positives and negatives else np.nan,
         "tp": tp if positives else None,
         "fp": fp if negatives else None,
         "tn": tn if negatives else None,
         "fn": fn if positives else None,
     }
+
+
+def _rates(sums, n=None):
+    """`RATES` from the counts tp, fn, tn, fp (..., 4), as (..., 5); NaN where one does not exist."""
+    tp, fn, tn, fp = np.moveaxis(np.asarray(sums, float), -1, 0)
+    with np.errstate(invalid="ignore"):
+        sensitivity, specificity = tp / (tp + fn), tn / (tn + fp)
+        precision = np.where((tp + fn) * (tn + fp) > 0, tp / (tp + fp), np.nan)
+        accuracy = (tp + tn) / (tp + fn + tn + fp)
+    return np.stack([accuracy, (sensitivity + specificity) / 2, sensitivity, specificity, precision], -1)
 
 
 def _auroc(margin, malignant):
@@ -276,9 +278,9 @@ def bootstrap_interval(values, cases, strata, statistic=mean_of_sums, *, resampl
 
     values: (N,) or (N, k), numbers of each image that the statistic adds up; cases: (N,), the case of each image;
     strata: (N,), its class, so that every resample holds both classes; statistic: a function of the sums
-    (resamples, k) and the number of images (resamples,) that gives (resamples,), by default the mean.
-    Returns (low, high), both NaN with fewer than five cases in a class that is there. Does not depend on the order
-    of the rows. Raises ValueError when a case lies in two strata.
+    (resamples, k) and the number of images (resamples,) that gives (resamples,), by default the mean, or (resamples, m).
+    Returns (low, high), both NaN with fewer than five cases in a class that is there, or two arrays (m,). Does not depend on
+    the order of the rows. Raises ValueError when a case lies in two strata.
     """
     values = np.asarray(values, float)
     values = values[:, None] if values.ndim == 1 else values
@@ -299,8 +301,7 @@ def bootstrap_interval(values, cases, strata, statistic=mean_of_sums, *, resampl
     sums = 0
     for k in range(len(levels)):
         sums = sums + _case_counts(sizes[k], resamples, seed, k) @ per_case[level_of_case == k]
-    low, high = np.quantile(statistic(sums[:, :-1], sums[:, -1]), [0.025, 0.975])
-    return float(low), float(high)
+    return tuple(np.quantile(statistic(sums[:, :-1], sums[:, -1]), [0.025, 0.975], axis=0))
 
 
 @lru_cache(maxsize=32)
@@ -545,7 +546,8 @@ def sentences(metrics):
         for row in rows[rows["attack"] == "none"].to_dict("records"):
             lines.append(
                 f"**{name}**, clean: {share(row['tp'] + row['tn'], row['n'])} right{interval(row)}; "
-                f"sensitivity {number(row['sensitivity'])}, specificity {number(row['specificity'])}."
+                f"sensitivity {number(row['sensitivity'])}{interval(row, 'sensitivity')}, "
+                f"specificity {number(row['specificity'])}{interval(row, 'specificity')}."
             )
         for attack, attacked in rows[rows["attack"] != "none"].groupby("attack", sort=False):
             parts = [
@@ -566,9 +568,9 @@ def share(count, n):
     return number(count / n) + (f" ({int(count)} of {int(n)})" if n < 30 else f" of {int(n)} images")
 
 
-def interval(row):
-    """The 95 % interval of a row's accuracy in brackets, nothing where there is none."""
-    low, high = row["accuracy_low"], row["accuracy_high"]
+def interval(row, rate="accuracy"):
+    """The 95 % interval of one of a row's `RATES` in brackets, nothing where there is none."""
+    low, high = row[f"{rate}_low"], row[f"{rate}_high"]
     return "" if low is None or pd.isna(low) else f" [{low:.2f}, {high:.2f}]"
 
 

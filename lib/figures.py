@@ -79,7 +79,6 @@ def show(figure, folder, name, alt, tissue=False):
     alt: what the figure shows, for those who do not see it; tissue: whether it shows tissue, written into the PNG as
     "Shows tissue" so that a report can keep such figures apart. The notebook's output says which file it is.
     """
-    from IPython.display import Image as Displayed
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -92,12 +91,26 @@ def show(figure, folder, name, alt, tissue=False):
     # No date and no version: the same figure is the same file.
     about = PngInfo()
     about.add_text("Shows tissue", "yes" if tissue else "no")
+    about.add_itxt("Description", alt)
     file = Path(folder) / "figures" / f"{name}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
     image.save(file, pnginfo=about, optimize=True)
-    return Displayed(
-        data=file.read_bytes(), format="png", metadata={"filename": f"figures/{name}.png", "alt": alt}
-    )
+    return show_again(folder, name)
+
+
+def show_again(folder, name):
+    """A figure that `show` saved, as an image for a notebook's output. Raises FileNotFoundError where its notebook has not run."""
+    from IPython.display import Image as Displayed
+    from PIL import Image
+
+    file = Path(folder) / "figures" / f"{name}.png"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{file} is missing: run the notebook whose name starts with {name[:2]} first."
+        )
+    with Image.open(file) as image:
+        about = {"filename": f"figures/{name}.png", "alt": image.info["Description"]}
+    return Displayed(data=file.read_bytes(), format="png", metadata=about)
 
 
 def model_name(model):
@@ -522,6 +535,64 @@ def accuracy_over_sigma(metrics, sigmas, split_by=None):
             frameon=False,
             fontsize=8,
         )
+    return figure
+
+
+@_styled
+def beside_paper(records, paper):
+    """A paper's published values and ours: shares on the left, confusion matrices as shares of their images on the right.
+
+    records: those of `papers.records`. Where the paper does not say on which images it tested, ours stand once for each.
+    """
+    rows = pd.DataFrame(records)
+    rows = rows[(rows["paper"] == paper) & (rows["tested"] != "")].reset_index(drop=True)
+    cells = rows["table"] == "confusion matrices"
+    condition = rows["quantity"].str.split(": ").str[0]
+    total = rows[cells].drop_duplicates("quantity").groupby(condition)["published"].sum()
+    rows.loc[cells, "published"] /= condition[cells].map(total)
+    rows.loc[cells, "measured"] /= rows.loc[cells, "n"]
+    parts = [part for part in (rows[~cells], rows[cells]) if len(part)]
+    longest = max(part["quantity"].nunique() for part in parts)
+    figure, grid = _panels(1, len(parts), 0.3 * longest + 1.6, f"{paper}: published beside ours")
+    tested = rows["tested"].str.split(" at ").str[0]
+    marks = dict(
+        zip(("clean images", "its own FGSM images", "the baseline's FGSM images"), "osv", strict=True)
+    )
+    colors = dict(zip(marks, (PALETTE[2], PALETTE[3], PALETTE[0]), strict=True))
+    for axes, part in zip(grid[0], parts, strict=True):
+        names = list(dict.fromkeys(part["quantity"]))
+        places = part["quantity"].map(names.index).astype(float)
+        published = part.drop_duplicates("quantity")["published"]
+        axes.scatter(
+            published, range(len(names)), s=60, marker="D", facecolors="none", edgecolors="0.1", zorder=3
+        )
+        for on, mark in marks.items():
+            mine = part[tested[part.index] == on]
+            several = part.groupby("quantity")["tested"].transform("nunique")[mine.index] > 1
+            y = places[mine.index] + 0.22 * several * (list(marks).index(on) - 1)
+            value, low, high = (mine[name].to_numpy(float) for name in ("measured", "low", "high"))
+            axes.errorbar(
+                value,
+                y,
+                xerr=[value - low, high - value],
+                fmt=mark,
+                color=colors[on],
+                ms=4.5,
+                lw=1.2,
+                zorder=2,
+            )
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set(xlim=(-0.03, 1.03), ylim=(len(names) - 0.4, -0.6))
+        axes.set_xlabel(
+            "share of the matrix" if part is not parts[0] else "share of the images that are counted"
+        )
+    handles = [Line2D([], [], ls="", marker="D", mfc="none", mec="0.1", label="published")]
+    handles += [
+        Line2D([], [], ls="", marker=mark, color=colors[on], label=f"ours, {on}")
+        for on, mark in marks.items()
+        if (tested == on).any()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 

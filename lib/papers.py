@@ -9,7 +9,15 @@ import numpy as np
 from lib import evaluation
 
 LI, ALAM = "Li & Liu 2023", "Alam et al."
-COLUMNS = ["paper", "table", "quantity", "published", "measured", "low", "high", "n", "deviations", "reason"]
+COLUMNS = [
+    *("paper", "table", "quantity", "tested", "published", "measured", "low", "high", "n"),
+    *("deviations", "reason"),
+]
+TESTED = {  # the attack -> the images that a model was tested on
+    "none": "clean images",
+    "fgsm": "its own FGSM images",
+    "transfer_fgsm": "the baseline's FGSM images",
+}
 SIDES = ("train", "validation", "test")
 SPLITS = {  # images: Li & Liu, Table 1; Alam et al., table of the split
     LI: {"benign": (515, 64, 65), "malignant": (722, 90, 91)},
@@ -216,7 +224,7 @@ def records(predictions, split, parameters):
                 measured = ours.get((label, side))
                 found.append(
                     _record(
-                        paper, "Table 1" if paper == LI else "split", f"{label} images, {side}", published
+                        paper, "Table 1" if paper == LI else "split", f"{label} images, {side}", "", published
                     )
                     | {"measured": None if measured is None else int(measured)}
                     | {"reason": "" if measured is not None else "the run has no split by image"}
@@ -224,8 +232,7 @@ def records(predictions, split, parameters):
     for paper, table, what, quantity, published in CLAIMS:
         chosen = nearest_epsilon(predictions, paper)
         for model, attack in CONDITIONS[paper][what]:
-            name = f"{what}: {quantity}" + _on(model, attack, CONDITIONS[paper][what])
-            record = _record(paper, table, name, published)
+            record = _record(paper, table, f"{what}: {quantity}", TESTED[attack], published)
             rows = predictions[
                 (predictions["split"] == "test")
                 & (predictions["model"] == model)
@@ -238,7 +245,7 @@ def records(predictions, split, parameters):
                     continue
                 epsilon, _, reached = chosen
                 rows = rows[np.isclose(rows["epsilon"], epsilon)]
-                record["quantity"] += f", FGSM at {evaluation.format_epsilon(epsilon)}"
+                record["tested"] += f" at {evaluation.format_epsilon(epsilon)}"
                 if not reached:
                     record["reason"] = (
                         "their fall is not reached at any epsilon of the run; the nearest is shown"
@@ -250,26 +257,9 @@ def records(predictions, split, parameters):
     return [record | {"deviations": deviations(record["paper"], parameters)} for record in found]
 
 
-def _on(model, attack, conditions):
-    if len(conditions) == 1:
-        return ""
-    return {
-        "none": " (clean images)",
-        "fgsm": " (its own FGSM images)",
-        "transfer_fgsm": " (the baseline's FGSM images)",
-    }[attack]
-
-
-def _record(paper, table, quantity, published):
-    empty = dict.fromkeys(("measured", "low", "high", "n"))
-    return {
-        "paper": paper,
-        "table": table,
-        "quantity": quantity,
-        "published": published,
-        **empty,
-        "reason": "",
-    }
+def _record(paper, table, quantity, tested, published):
+    values = (paper, table, quantity, tested, published, None, None, None, None, [], "")
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def measure(rows, quantity):
@@ -277,35 +267,13 @@ def measure(rows, quantity):
 
     Counts (tp, tn, fp, fn) have no interval: they grow with the test set.
     """
-    malignant = (rows["label"] == "malignant").to_numpy()
-    answer = (rows["margin"] > 0).to_numpy()
+    found = evaluation.metrics(rows).iloc[0]
     if quantity in ("tp", "tn", "fp", "fn"):
-        cell = (answer == malignant) if quantity[0] == "t" else (answer != malignant)
-        value = int((cell & (answer == (quantity[1] == "p"))).sum())
-        return {"measured": value, "n": len(rows)}
-    right = answer == malignant
-    counted, among = {
-        "accuracy": (right, np.ones_like(right)),
-        "malignant accuracy": (right & malignant, malignant),
-        "sensitivity": (right & malignant, malignant),
-        "recall": (right & malignant, malignant),
-        "specificity": (right & ~malignant, ~malignant),
-        "precision": (right & answer, answer),
-    }[quantity]
-    n = int(among.sum())
+        return {"measured": int(found[quantity]), "n": len(rows)}
+    name = {"malignant accuracy": "sensitivity", "recall": "sensitivity"}.get(quantity, quantity)
+    counted = {"sensitivity": ["tp", "fn"], "specificity": ["tn", "fp"], "precision": ["tp", "fp"]}
+    n = int(found[counted[name]].fillna(0).sum()) if name in counted else len(rows)
     if n == 0:
         return {"n": 0, "reason": "no image to count"}
-
-    def share(sums, _):
-        with np.errstate(invalid="ignore"):
-            return sums[:, 0] / sums[:, 1]
-
-    low, high = evaluation.bootstrap_interval(
-        np.column_stack([counted, among]), rows["case"], malignant, share
-    )
-    return {
-        "measured": float(counted.sum() / n),
-        "low": None if np.isnan(low) else low,
-        "high": None if np.isnan(high) else high,
-        "n": n,
-    }
+    (values,) = evaluation.records(found[[name, f"{name}_low", f"{name}_high"]].to_frame().T)
+    return dict(zip(("measured", "low", "high"), values.values(), strict=True)) | {"n": n}

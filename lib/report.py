@@ -82,8 +82,7 @@ def summary(results, split_by, primary_defense, other=()):
         return lines
 
     def one(rows, quantity):
-        interval = evaluation.interval(rows[0]) if rows and quantity == "accuracy" else ""
-        return evaluation.number(rows[0][quantity]) + interval if rows else ""
+        return evaluation.number(rows[0][quantity]) + evaluation.interval(rows[0], quantity) if rows else ""
 
     def every(rows, quantity):
         found = {row["seed"]: row[quantity] for row in rows}
@@ -165,8 +164,8 @@ def _papers(records):
         "",
         "## Beside the papers",
         "",
-        "| paper | where | what | published | ours | images | |",
-        "|---" * 7 + "|",
+        "| paper | where | what | tested on | published | ours | images | |",
+        "|---" * 8 + "|",
     ]
     for row in records:
         ours = evaluation.number(row["measured"]) if isinstance(row["measured"], float) else row["measured"]
@@ -176,6 +175,7 @@ def _papers(records):
             row["paper"],
             row["table"],
             row["quantity"],
+            row["tested"],
             row["published"],
             ours,
             row["n"] or "",
@@ -225,10 +225,12 @@ def _leakage(metrics, crossing):
     ]
     for name in both:
         by_image, by_case = clean[name, "image"], clean[name, "case"]
-        cells = [evaluation.number(row["accuracy"]) + evaluation.interval(row) for row in (by_image, by_case)]
-        balanced = [row["balanced_accuracy"] for row in (by_image, by_case)]
-        cells += [evaluation.number(value) for value in balanced]
-        cells.append(evaluation.number(balanced[0] - balanced[1]))
+        cells = [
+            evaluation.number(row[rate]) + evaluation.interval(row, rate)
+            for rate in ("accuracy", "balanced_accuracy")
+            for row in (by_image, by_case)
+        ]
+        cells.append(evaluation.number(by_image["balanced_accuracy"] - by_case["balanced_accuracy"]))
         lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
     return [*lines, *[""] * bool(crossing), *leak_sentences(crossing)]
 

@@ -73,6 +73,7 @@ def evaluate(
     `transfer_fgsm` shows; margins(fold) gives, for a model without a network, a function from images (n, H, W, 3) to margins.
     Each attack's rows (PGD: each epsilon's) are a file in predictions/, kept: the same call goes on where it was killed.
     """
+    code = runs.code_hash(evaluation.predict, evaluation.prediction_rows, models.load, perturb, margins)
     rows = []
     for fold in images.folds:
         shown = images.side(side, fold)
@@ -96,7 +97,7 @@ def evaluate(
                     "attack": [attack, list(group), pgd_steps if attack == "pgd" else 0],
                     "seed": seed,
                     "split_by": shown.table["split_by"].iloc[0],
-                    "code": runs.code_hash("attacks", "evaluation", "models", "robustness"),
+                    "code": code,
                 }
                 tail = (f"-{group[0] * 255:g}" if attack == "pgd" else "") + (
                     "" if side == "test" else f"-{side}"
@@ -200,7 +201,7 @@ def perturb(model, images, labels, attack, epsilons, pgd_steps=0, seed=0, label=
                 for epsilon, generator in zip(epsilons, generators, strict=True)
             )
         else:
-            raise ValueError(f"Unknown attack {attack!r}: use one of {', '.join(attacks.DESCRIPTIONS)}.")
+            raise ValueError(f"Unknown attack {attack!r}: use random_noise, fgsm, transfer_fgsm or pgd.")
         for kept, batch in zip(done, batches, strict=True):
             kept.append(batch.cpu())
     return [torch.cat(kept) for kept in done]

@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 from fnmatch import fnmatch
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -148,19 +149,57 @@ def writing(path):
         raise OSError(error.errno, words) from error
 
 
-def code_hash(*modules):
-    """Twelve hexadecimal digits over the code of the named `lib` modules: `code_hash("models", "training")`.
+def code_hash(*parts):
+    """Twelve hexadecimal digits over the code that these parts of `lib` stand on: `code_hash(training.train, "models")`.
 
-    Comments, docstrings and layout do not count: hours of training are not thrown away for a better sentence.
+    parts: functions, classes, or names of modules; None and what is defined elsewhere do not count. With a function counts all
+    that it reaches by name in `lib`, but not this module: keeping files makes no numbers. Comments, docstrings and layout do not
+    count either: hours of training are not thrown away for a better sentence or for a function that they never call.
     """
-    code = []
-    for module in sorted(modules):
-        tree = ast.parse((ROOT / "lib" / f"{module}.py").read_text("utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
-                node.body = node.body[1:] or [ast.Pass()]
-        code.append((module, ast.unparse(tree)))
-    return digest(code)[:12]
+    ahead, reached = [], {}
+    for part in parts:
+        if isinstance(part, str):
+            ahead += [(part, name) for name in _definitions(_source(part))[0]]
+        elif getattr(part, "__module__", "").startswith("lib."):
+            ahead.append((part.__module__.removeprefix("lib."), part.__qualname__.split(".")[0]))
+    while ahead:
+        module, name = ahead.pop()
+        definitions, imported = _definitions(_source(module))
+        if (module, name) in reached or name not in definitions:
+            continue
+        reached[module, name] = ast.unparse(definitions[name])
+        for node in ast.walk(definitions[name]):
+            match node:
+                case ast.Name(id=other):
+                    ahead.append((module, other))
+                case ast.Attribute(value=ast.Name(id=other), attr=attribute) if other in imported - {"runs"}:
+                    ahead.append((other, attribute))
+    return digest(sorted([*key, code] for key, code in reached.items()))[:12]
+
+
+def _source(module):
+    return (ROOT / "lib" / f"{module}.py").read_text("utf-8")
+
+
+@lru_cache
+def _definitions(source):
+    """What a module of `lib` defines at its top, by name, without docstrings, and the modules of `lib` that it imports."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            node.body = node.body[1:] or [ast.Pass()]
+    definitions, imported = {}, set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            definitions[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+            definitions |= dict.fromkeys(names, node)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "lib":
+            imported |= {alias.name for alias in node.names}
+    return definitions, imported
 
 
 def file_hash(path):

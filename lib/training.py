@@ -1,5 +1,6 @@
 """The one training loop. Models differ by the images they are given and by hooks that change a batch before the loss."""
 
+import hashlib
 import io
 import math
 import os
@@ -84,7 +85,10 @@ def merge_fgsm(model, side, epsilon, batch_size=16):
         images = torch.from_numpy(originals[rows]).permute(0, 3, 1, 2).float().div(255).to(device())
         perturbed = next(attacks.fgsm(model, images, labels[rows].to(device()), [epsilon]))
         merged[len(side) :][rows] = perturbed.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return replace(side, pixels=merged, labels=np.concatenate([side.labels, side.labels]))
+    fingerprint = hashlib.sha256(merged).hexdigest()[:12]
+    return replace(
+        side, pixels=merged, labels=np.concatenate([side.labels, side.labels]), fingerprint=fingerprint
+    )
 
 
 def add_gaussian_noise(sigma):
@@ -163,9 +167,10 @@ def train(
     """Train `model` with Adam; keep the epoch with the least validation loss under `threat`. Returns the history.
 
     side, validation: `data.Side`; made: what the numbers below do not say (starting weights, defense), for the record.
-    stain_jitter: strength of `jitter_stain`, part of the augmentation; 0 for none. hook(model, images, labels, generator) changes a batch before the loss; threat and guard (model, images, labels) change
-    the validation images. Where accuracy under `guard` stays while that under `threat` collapses, the loop goes back to its
-    best epoch at half the rate. Stops after `patience` epochs without progress.
+    stain_jitter: strength of `jitter_stain`, part of the augmentation; 0 for none. hook(model, images, labels, generator) changes
+    a batch before the loss; threat and guard (model, images, labels) change the validation images. Where accuracy under `guard`
+    stays while that under `threat` collapses, the loop goes back to its best epoch at half the rate. Stops after `patience`
+    epochs without progress.
 
     Writes `path` (.safetensors) with its recipe beside it, and the history as CSV in ../history. Each finished epoch is kept
     in a .resume file: the same call goes on from there after being killed, and returns at once when all is done.
@@ -181,7 +186,7 @@ def train(
         "precision": str(training_dtype(precision)),
         "stain_jitter": stain_jitter,
         "patience": patience,
-        "code": runs.code_hash("attacks", "models", "training"),
+        "code": runs.code_hash(train, models.build, type(model), hook, threat, guard),
     }
     if history_path.exists() and runs.is_current(path, made):
         os.utime(history_path)  # still in use, for the runner

@@ -283,28 +283,25 @@ def test_no_predictions_give_empty_tables():
 # ---------------------------------------------------------------- intervals
 
 
-def balanced(sums, n):
-    return (sums[:, 0] / sums[:, 1] + sums[:, 2] / sums[:, 3]) / 2
-
-
 @pytest.mark.parametrize("seed", range(3))
-def test_interval_is_scipys_when_each_case_is_one_image(seed):
+def test_intervals_are_scipys_when_each_case_is_one_image(seed):
     rng = np.random.default_rng(seed)
     sick, well = rng.random(60) < 0.8, rng.random(40) < 0.6
-    right, malignant = np.r_[sick, well], np.arange(100) < 60
-    for statistic, values, scipys in [
-        (evaluation.mean_of_sums, right, lambda a, b, axis: (a.sum(axis) + b.sum(axis)) / 100),
-        (
-            balanced,
-            np.column_stack([right & malignant, malignant, right & ~malignant, ~malignant]),
-            lambda a, b, axis: (a.mean(axis) + b.mean(axis)) / 2,
-        ),
+    table = split_table(["malignant"] * 60 + ["benign"] * 40).assign(case=[str(k) for k in range(100)])
+    predictions = rows(table, np.where(np.r_[sick, ~well], 1.0, -1.0))
+    found = one(evaluation.metrics(predictions, resamples=9999), subset="all")
+    for name, image, scipys in [
+        ("accuracy", 1 / 100, lambda a, b, axis: (a.sum(axis) + b.sum(axis)) / 100),
+        ("balanced_accuracy", 1 / 80, lambda a, b, axis: (a.mean(axis) + b.mean(axis)) / 2),
+        ("sensitivity", 1 / 60, lambda a, b, axis: a.mean(axis)),
+        ("specificity", 1 / 40, lambda a, b, axis: b.mean(axis)),
+        ("precision", 1 / 60, lambda a, b, axis: a.sum(axis) / (a.sum(axis) + (~b).sum(axis))),
     ]:
-        got = evaluation.bootstrap_interval(values, np.arange(100), malignant, statistic, resamples=9999)
         expected = stats.bootstrap(
             (sick, well), scipys, vectorized=True, method="percentile", n_resamples=9999, rng=seed
         ).confidence_interval
-        np.testing.assert_allclose(got, expected, atol=0.0101)
+        got = found[f"{name}_low"], found[f"{name}_high"]
+        np.testing.assert_allclose(got, expected, atol=image + 1e-4)
 
 
 def test_interval_resamples_whole_cases():

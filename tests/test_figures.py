@@ -76,7 +76,10 @@ def test_show_saves_the_figure_with_its_tissue_mark(tmp_path):
     assert first.data == (tmp_path / "figures/zoom.png").read_bytes()
     assert again.metadata == {"filename": "figures/again.png", "alt": "An image and noise"}
     # The same figure is the same file, to the byte.
-    assert figures.show(figure(), tmp_path, "zoom", "").data == again.data
+    assert figures.show(figure(), tmp_path, "zoom", "An image and noise").data == again.data
+    assert figures.show_again(tmp_path, "again").metadata == again.metadata
+    with pytest.raises(FileNotFoundError, match="whose name starts with 04"):
+        figures.show_again(tmp_path, "04_noise")
 
 
 def test_a_notebook_tells_which_file_its_figure_is(tmp_path):
@@ -307,3 +310,37 @@ def test_comparison_heatmap_has_a_number_for_each_model_and_attack():
         .reshape(4, 2)
     )
     assert np.ma.getmaskarray(cells)[3].tolist() == [True, False]
+
+
+def test_a_papers_values_stand_beside_ours():
+    def record(table, quantity, tested, published, measured, n=100, paper="A"):
+        spread = {"low": None, "high": None} if table == "confusion matrices" else {"low": 0.1, "high": 0.9}
+        named = {"paper": paper, "table": table, "quantity": quantity, "tested": tested}
+        return named | {"published": published, "measured": measured, "n": n} | spread
+
+    records = [
+        record("split", "benign images, test", "", 65, 65),
+        record("metrics", "model B: accuracy", "clean images", 0.75, 0.5),
+        record("metrics", "model B: accuracy", "its own FGSM images at 4/255", 0.75, 0.25),
+        record("metrics", "model B: precision", "clean images", 0.6, None, None),
+        *(
+            record("confusion matrices", f"model B: {cell}", on, published, measured, 80)
+            for on, measured in (("clean images", 40), ("its own FGSM images at 4/255", 20))
+            for cell, published in (("tp", 300), ("tn", 400), ("fp", 200), ("fn", 100))
+        ),
+        record("Table 2", "original model: accuracy", "clean images", 0.98, 0.9, paper="B"),
+    ]
+    figure = figures.beside_paper(records, "A")
+    drawn(figure)
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == [
+        "model B: accuracy",
+        "model B: precision",
+    ]
+    assert len(right.get_yticklabels()) == 4
+    published = {tuple(point) for point in right.collections[0].get_offsets().tolist()}
+    assert published == {(0.3, 0), (0.4, 1), (0.2, 2), (0.1, 3)}, "cells are shares of their matrix"
+    ours = {round(float(x), 3) for line in right.lines for x in line.get_xdata()}
+    assert {0.5, 0.25} <= ours
+    assert "ours, its own FGSM images" in texts(figure)
+    assert len(figures.beside_paper(records, "B").axes) == 1

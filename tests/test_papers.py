@@ -99,7 +99,7 @@ def test_every_published_number_has_a_value_or_a_reason(split):
     falling = table_of(split, lambda k: {0: 1, 1: 0.75, 2: 0.25, 4: 0.0}[k], "validation")
     whole = papers.records(pd.concat([test, falling]), data.split_counts(split), PARAMETERS)
     assert all(record["measured"] is not None for record in whole)
-    names = {(record["paper"], record["table"], record["quantity"]) for record in whole}
+    names = {(record["paper"], record["table"], record["quantity"], record["tested"]) for record in whole}
     assert len(names) == len(whole) > len(papers.CLAIMS) + 12
     one = next(record for record in whole if record["quantity"] == "benign images, train")
     assert (one["published"], one["measured"]) == (515, 32)
@@ -113,7 +113,7 @@ def test_every_published_number_has_a_value_or_a_reason(split):
 
 
 def test_measured_quantities_are_those_of_scikit_learn(split):
-    part = split[split["split"] != "test"].reset_index(drop=True)
+    part = split[split["split"] != "test"].assign(split="test").reset_index(drop=True)
     margins = np.random.default_rng(1).normal(size=len(part))
     rows = evaluation.prediction_rows(part, model="m", attack="none", epsilon=0.0, margins=margins, seed=0)
     truth, answer = part["label"] == "malignant", margins > 0

@@ -163,11 +163,12 @@ def test_other_seeds_and_the_other_split_stand_beside():
         if row["model"] == "baseline" and row["attack"] == "none" and row["subset"] == "all"
     )
     seed = dict(clean, seed=1, accuracy=0.123)
-    by_image = dict(clean, split_by="image", balanced_accuracy=0.999)
+    by_image = dict(clean, split_by="image", balanced_accuracy=0.999, balanced_accuracy_low=None)
     both = report.summary(results, "case", "adversarial_training", [seed, by_image])
     assert "## The same study with seeds 0, 1" in both
     assert f"| clean | {clean['accuracy']:.2f}, 0.12 |" in both
-    assert f"| 1.00 | {clean['balanced_accuracy']:.2f} | {0.999 - clean['balanced_accuracy']:.2f} |" in both
+    assert f"| 1.00 | {clean['balanced_accuracy']:.2f} [" in both
+    assert f"] | {0.999 - clean['balanced_accuracy']:.2f} |" in both
 
 
 def test_a_report_to_compare_with_must_be_there(tmp_path, monkeypatch):

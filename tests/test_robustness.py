@@ -75,7 +75,7 @@ def test_noise_is_the_same_alone_and_in_a_row_of_epsilons(run):
 
 
 def test_an_unknown_attack_lists_the_known_ones(run):
-    with pytest.raises(ValueError, match="fgsm, pgd"):
+    with pytest.raises(ValueError, match="transfer_fgsm or pgd"):
         robustness.perturb(None, torch.rand(1, 3, 32, 32), torch.zeros(1), "fgms", EPSILONS)
 
 

@@ -39,23 +39,72 @@ def test_finished_work_is_current_only_with_its_recipe_and_undamaged(tmp_path):
     assert not runs.is_current(path, recipe)
 
 
-def test_code_hash_follows_the_named_modules():
-    assert runs.code_hash("study", "report") == runs.code_hash("report", "study")
-    assert runs.code_hash("study") != runs.code_hash("report")
-
-
-def test_code_hash_follows_code_not_words(tmp_path, monkeypatch):
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """Writes the modules of a small lib and gives a function from parts to their code hash."""
     monkeypatch.setattr(runs, "ROOT", tmp_path)
-    module = tmp_path / "lib" / "one.py"
-    module.parent.mkdir()
+    (tmp_path / "lib").mkdir()
 
-    def of(source):
-        module.write_text(source)
-        return runs.code_hash("one")
+    def write(**modules):
+        for name, source in modules.items():
+            (tmp_path / "lib" / f"{name}.py").write_text(source)
+        return runs.code_hash
 
-    plain = of("def f(x):\n    return x + 1\n")
-    assert plain != of("def f(x):\n    return x + 2\n")
-    assert plain == of('"""A module."""\n\ndef f(x):\n    """Adds."""\n    return (x + 1)  # one\n')
+    return write
+
+
+def defined(name):
+    """What a function called `name` in lib.one looks like to `code_hash`; also one made inside it."""
+
+    def function():
+        pass
+
+    function.__module__, function.__qualname__ = "lib.one", name
+    return function
+
+
+ONE = """
+from lib import two, runs
+
+STEPS: int = 3
+def step(x): return x + two.SIZE
+def climb(x): return [step(x) for _ in range(STEPS)]
+def rest(x): return runs.folder(x)
+"""
+TWO = "SIZE = 1\nWORDS = 'one'\n"
+
+
+@pytest.mark.parametrize(
+    "module, old, new, moved",
+    [
+        ("one", "x + two.SIZE", "x - two.SIZE", {"step", "climb"}),
+        ("one", "STEPS: int = 3", "STEPS: int = 4", {"climb"}),
+        ("two", "SIZE = 1", "SIZE = 2", {"step", "climb"}),
+        ("two", "'one'", "'two'", set()),
+        ("one", "runs.folder(x)", "runs.home()", {"rest"}),
+        ("one", "def step(x): return", 'def step(x):\n    """Adds."""\n    return', set()),
+        ("one", "STEPS: int = 3", "STEPS: int = (3)  # steps", set()),
+    ],
+)
+def test_code_hash_follows_what_a_function_reaches(library, module, old, new, moved):
+    sources = {"one": ONE, "two": TWO, "runs": "def folder(x): return x"}
+    of = library(**sources)
+    names = ["step", "climb", "rest"]
+    before = [of(defined(name)) for name in names]
+    library(**{module: sources[module].replace(old, new)})
+    after = [of(defined(name)) for name in names]
+    assert {name for name, a, b in zip(names, before, after, strict=True) if a != b} == moved
+
+
+def test_code_hash_takes_modules_and_what_lies_elsewhere_does_not_count(library):
+    of = library(one=ONE, two=TWO, runs="x = 1")
+    assert of("one", "two") == of("two", "one") != of("one")
+    assert of(defined("climb.<locals>.inner")) == of(defined("climb"), None, json.dumps, str)
+    before = of("one")
+    library(two=TWO.replace("1", "2"))
+    assert of("one") != before, "what a module reaches in another counts"
+    library(runs="x = 2", two=TWO)
+    assert of("one") == before, "keeping files makes no numbers"
 
 
 def test_the_commit_says_when_code_differs_but_not_when_a_report_does(tmp_path, monkeypatch):

@@ -214,6 +214,7 @@ def test_fresh_examples_change_half_a_batch_within_epsilon_and_leave_statistics(
 def test_the_merged_set_is_the_originals_and_their_fgsm_images(sides):
     model, train = Small().eval(), sides[0]
     merged = training.merge_fgsm(model, train, 4 / 255, batch_size=5)
+    assert merged.fingerprint != training.merge_fgsm(model, train, 5 / 255).fingerprint != train.fingerprint
     assert len(merged) == 44 and merged.labels.tolist() == train.labels.tolist() * 2
     assert np.array_equal(merged.pixels[:22], train.pixels)
     change = merged.pixels[22:].astype(int) - train.pixels
