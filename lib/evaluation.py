@@ -8,6 +8,7 @@ is the case: the images of one case are not independent.
 
 import gzip
 from functools import lru_cache
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -558,6 +559,39 @@ def sentences(metrics):
     return lines
 
 
+def readable(rows, columns):
+    """A table for a notebook, as HTML: a value and its interval in one cell, epsilons as k/255, "–" for what does not exist.
+
+    rows: those of `metrics`, `comparisons`, `checks` or others with such columns, as a DataFrame or dicts; columns: the names shown.
+    """
+    from IPython.display import HTML
+
+    rows = pd.DataFrame(rows)
+
+    def text(row, name):
+        value = row[name]
+        if value is None or pd.isna(value):
+            return "–"
+        if name == "epsilon":
+            return format_epsilon(value)
+        if not isinstance(value, float):
+            return escape(str(value))
+        if value.is_integer() and value > 1:  # a count in a column with gaps
+            return f"{value:.0f}"
+        low, high = ("low", "high") if name in ("difference", "measured") else (f"{name}_low", f"{name}_high")
+        return f"{value:.3f}" if name == "p_value" else number(value) + _between(row.get(low), row.get(high))
+
+    side = {name: "right" if pd.api.types.is_numeric_dtype(rows[name]) else "left" for name in columns}
+    lines = [
+        "".join(f'<th style="text-align: {side[name]}">{name.replace("_", " ")}</th>' for name in columns)
+    ]
+    lines += [
+        "".join(f'<td style="text-align: {side[name]}">{text(row, name)}</td>' for name in columns)
+        for row in rows.to_dict("records")
+    ]
+    return HTML("<table>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table>")
+
+
 def number(value):
     """A fraction with two decimals, or "–" where it is undefined."""
     return "–" if value is None or pd.isna(value) else f"{value:.2f}"
@@ -570,7 +604,10 @@ def share(count, n):
 
 def interval(row, rate="accuracy"):
     """The 95 % interval of one of a row's `RATES` in brackets, nothing where there is none."""
-    low, high = row[f"{rate}_low"], row[f"{rate}_high"]
+    return _between(row[f"{rate}_low"], row[f"{rate}_high"])
+
+
+def _between(low, high):
     return "" if low is None or pd.isna(low) else f" [{low:.2f}, {high:.2f}]"
 
 

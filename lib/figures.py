@@ -630,6 +630,9 @@ def confusion_matrices(rows):
     A class without images says so.
     """
     rows = pd.DataFrame(rows)
+    models = _in_order(rows["model"], MODEL_COLORS)
+    rows = rows.sort_values("model", key=lambda names: names.map(models.index), kind="stable")
+    rows = rows.sort_values("epsilon", kind="stable")
     columns = min(max(len(rows), 3), 4)
     lines = -(-len(rows) // columns)
     figure, grid = _panels(

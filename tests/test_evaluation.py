@@ -520,6 +520,26 @@ def test_checks_tell_the_most_unfavorable_seed():
 # ---------------------------------------------------------------- for people and files
 
 
+def test_a_readable_table_has_intervals_epsilons_and_no_nan():
+    table, margins = random_table(0)
+    found = evaluation.metrics(rows(table, margins, "m", "fgsm", 4 / 255))
+    row = one(found, subset="all")
+    page = evaluation.readable(found, ["model", "epsilon", "subset", "n", "accuracy", "specificity"]).data
+    assert page.count("<tr>") == 1 + len(found)
+    assert ">4/255<" in page and ">nan" not in page and ">–<" in page
+    assert f">{row['accuracy']:.2f} [{row['accuracy_low']:.2f}, {row['accuracy_high']:.2f}]<" in page
+    checks = [
+        {"name": "a < b", "value": None, "p_value": 0.0123},
+        {"name": "c", "value": 0.5, "p_value": 1.0},
+    ]
+    page = evaluation.readable(checks, ["name", "value", "p_value"]).data
+    assert ">a &lt; b<" in page and ">0.012<" in page and ">1.000<" in page and ">0.50<" in page
+    counts = [{"measured": 515, "low": None, "high": None}, {"measured": 0.5, "low": 0.25, "high": 0.75}]
+    assert (
+        ">515<" in (page := evaluation.readable(counts, ["measured"]).data) and ">0.50 [0.25, 0.75]<" in page
+    )
+
+
 def test_records_are_strict_json():
     table = split_table(["malignant"] * 3 + ["benign"])
     made = pd.concat([rows(table, [1.0, 2, -1, -1]), rows(table, [1.0, 1, 1, -1], "other")])
