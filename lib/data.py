@@ -413,9 +413,10 @@ def load_pixels(table, image_size, skip_bad_files=False, cache=None):
     row_bytes = int(np.prod(shape))
     cache = Path(cache or runs.home() / "runs" / ".cache")
     cache.mkdir(parents=True, exist_ok=True)
-    pixels, names = cache / f"{image_size}.uint8", cache / f"{image_size}.sha256"
+    stem = f"{image_size}-{runs.code_hash(decode)}"
+    pixels, names = cache / f"{stem}.uint8", cache / f"{stem}.sha256"
     bad = []
-    with FileLock(cache / f"{image_size}.lock"):
+    with FileLock(cache / f"{stem}.lock"):
         text = names.read_text() if names.exists() else ""
         known = text[: len(text) // NAME_LENGTH * NAME_LENGTH].split()
         position = {sha: row for row, sha in enumerate(known)}

@@ -73,7 +73,8 @@ def evaluate(
     `transfer_fgsm` shows; margins(fold) gives, for a model without a network, a function from images (n, H, W, 3) to margins.
     Each attack's rows (PGD: each epsilon's) are a file in predictions/, kept: the same call goes on where it was killed.
     """
-    code = runs.code_hash(evaluation.predict, evaluation.prediction_rows, models.load, perturb, margins)
+    makes_rows = (evaluation.predict, evaluation.prediction_rows)
+    code = runs.code_hash(data.decode, data.Side, models.load, perturb, margins, *makes_rows)
     rows = []
     for fold in images.folds:
         shown = images.side(side, fold)

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from lib import attacks, models, runs
+from lib import attacks, data, models, runs
 
 SUDDEN_LOSS = (
     0.2  # FGSM accuracy above PGD accuracy on validation by this: catastrophic overfitting (Wong et al. 2020)
@@ -186,7 +186,9 @@ def train(
         "precision": str(training_dtype(precision)),
         "stain_jitter": stain_jitter,
         "patience": patience,
-        "code": runs.code_hash(train, models.build, type(model), hook, threat, guard),
+        "code": runs.code_hash(
+            train, models.build, type(model), data.decode, type(side), hook, threat, guard
+        ),
     }
     if history_path.exists() and runs.is_current(path, made):
         os.utime(history_path)  # still in use, for the runner
