@@ -1,8 +1,7 @@
 """One table of predictions, and every statistic that is made from it.
 
-A row of the table is one image under one evaluation (`COLUMNS`). Accuracy, intervals, tests, the worst case and the
-checks of a robustness claim are pure functions of that table, so whoever has the table can redo all of them without
-a model. Malignant is the positive class, and a decision is malignant when the margin is above 0. The statistical unit
+A row of the table is one image under one evaluation (`COLUMNS`). Accuracy, intervals, tests and the worst case, like the
+verdicts of `checks`, are pure functions of that table, so whoever has the table can redo all of them without a model. Malignant is the positive class, and a decision is malignant when the margin is above 0. The statistical unit
 is the case: the images of one case are not independent.
 """
 
@@ -178,7 +177,7 @@ def _refuse_bad_rows(predictions, key):
         raise ValueError(f"{len(bad)} predictions are there twice, the first: {bad.iloc[0][key].to_dict()}.")
 
 
-def _tested(predictions):
+def tested_rows(predictions):
     """The test rows, with `source_model` never null and `malignant`, `right` and `toward_truth` added.
 
     toward_truth is the margin toward the true class: positive where the model is right, the attack's target.
@@ -207,7 +206,7 @@ def metrics(predictions, resamples=2000, seed=0):
     patient_score is the mean over cases of the share that is right in each (Spanhol et al. 2016, section IV, with cases for
     patients).
     """
-    rows = _tested(predictions)
+    rows = tested_rows(predictions)
     found = []
     for key, group in rows.groupby(EVALUATION, sort=True):
         subsets = {"all": group, "malignant": group[group["malignant"]]}
@@ -322,7 +321,7 @@ def comparisons(predictions, baseline="baseline", resamples=2000, seed=0):
     given; its interval resamples cases, both models together, and is null under five cases in a class. The p-value
     is two-sided, from `sign_flip_test`.
     """
-    rows = _tested(predictions)
+    rows = tested_rows(predictions)
     setting = [name for name in EVALUATION if name != "model"]
     found = []
     base = dict(list(rows[rows["model"] == baseline].groupby(setting)))
@@ -377,7 +376,7 @@ def worst_case(predictions):
     the model: the wrong one at the smallest epsilon (of several, the most wrong); where none did, the one that came
     nearest. A model without clean predictions or without attacks has no rows.
     """
-    rows = _tested(predictions)
+    rows = tested_rows(predictions)
     rows = rows[rows["attack"] != "worst_case"]
     runs = ["attack", "epsilon", "source_model"]
     found = [pd.DataFrame(columns=COLUMNS)]
@@ -398,136 +397,9 @@ def worst_case(predictions):
     return pd.concat(found, ignore_index=True)
 
 
-# ---------------------------------------------------------------- what an honest claim must survive
-
-
 def with_worst_case(predictions):
     """The predictions and their `worst_case` rows, one below the other."""
     return pd.concat([predictions, worst_case(predictions)], ignore_index=True)
-
-
-def checks(predictions):
-    """What a robustness claim must survive (Carlini et al. 2019, Athalye et al. 2018), for each model.
-
-    Returns dicts with name, model, value, verdict ("holds", "fails" or "not applicable") and meaning. The value is
-    the most unfavorable one over splits, seeds and epsilons, and the meaning says where it was found; it is null
-    where an attack that the check needs was not run. Accuracies are compared on the images that both attacks had.
-    """
-    rows = _tested(predictions)
-    found = []
-    for model, group in rows.groupby("model", sort=True):
-        wide = [
-            (f"split by {split_by}, seed {seed}", _right_by_run(part), part)
-            for (split_by, seed), part in group.groupby(["split_by", "seed"], sort=True)
-        ]
-        for name, measure, bound, limit, words in _CHECKS:
-            values = [
-                (float(v), f"{at}, {where}") for where, right, part in wide for v, at in measure(right, part)
-            ]
-            if values:
-                value, where = (max if bound == "at most" else min)(values, key=lambda pair: pair[0])
-                holds = value <= limit + 1e-9 if bound == "at most" else value >= limit - 1e-9
-                verdict = "holds" if holds else "fails"
-                meaning = f"{words.format(value=value)} ({where}); it holds with {bound} {limit:g}."
-            else:
-                value, verdict = None, "not applicable"
-                meaning = "This model has no predictions under an attack that the check needs."
-            row = {"name": name, "model": model, "value": value, "verdict": verdict, "meaning": meaning}
-            found.append(row)
-    return found
-
-
-def _right_by_run(part):
-    """Right or wrong, one row an image and one column each (attack, epsilon); missing where not run."""
-    # Of several surrogates the strongest counts: an image is right only if it is right against all of them.
-    runs = ["attack", "epsilon"]
-    return part.astype({"right": float}).pivot_table("right", index=TESTED, columns=runs, aggfunc="min")
-
-
-def _epsilons(right, *attacks):
-    """The epsilons at which all of these attacks ran."""
-    return sorted(set.intersection(*[{e for a, e in right.columns if a == attack} for attack in attacks]))
-
-
-def _gaps(right, strong, weak):
-    """Accuracy under the strong attack minus that under the weak one, at each epsilon on the images of both."""
-    for epsilon in _epsilons(right, strong, weak):
-        both = right[[(strong, epsilon), (weak, epsilon)]].dropna().mean()
-        yield both.iloc[0] - both.iloc[1], f"{strong} against {weak} at {format_epsilon(epsilon)}"
-
-
-def _missed_by_pgd(right, part):
-    for epsilon in _epsilons(right, "pgd", "fgsm"):
-        both = right[[("pgd", epsilon), ("fgsm", epsilon)]].dropna()
-        yield (both.iloc[:, 0] > both.iloc[:, 1]).mean(), f"at {format_epsilon(epsilon)}"
-
-
-def _rise_with_epsilon(right, part):
-    runs = [("none", 0.0)] * (("none", 0.0) in right.columns)
-    runs += [("pgd", epsilon) for epsilon in _epsilons(right, "pgd")]
-    accuracy = right[runs].dropna().mean().to_numpy()
-    for k in range(1, len(runs)):
-        yield accuracy[k] - accuracy[:k].min(), f"at {format_epsilon(runs[k][1])}"
-
-
-def _out_of_order(right, part):
-    for strong, weak in [
-        ("pgd", "transfer_fgsm"),
-        ("pgd", "random_noise"),
-        ("transfer_fgsm", "random_noise"),
-    ]:
-        yield from _gaps(right, strong, weak)
-
-
-def _fgsm_only(right, part):
-    yield from _gaps(right, "fgsm", "pgd")
-
-
-def _weaker_class(right, part):
-    by_class = part[part["attack"] == "none"].groupby("malignant")["right"].mean()
-    if len(by_class) == 2:
-        weaker = by_class.idxmin()
-        yield by_class[weaker], "sensitivity" if weaker else "specificity"
-
-
-# name, function that yields (value, where), bound, limit, what the value says
-_CHECKS = [
-    (
-        "PGD fools what FGSM fools",
-        _missed_by_pgd,
-        "at most",
-        0.05,
-        "{value:.1%} of the images are wrong under FGSM but right under PGD, the stronger attack",
-    ),
-    (
-        "success grows with epsilon",
-        _rise_with_epsilon,
-        "at most",
-        0.02,
-        "The accuracy under PGD moves by {value:+.3f} against the lowest at a smaller epsilon",
-    ),
-    (
-        "white-box beats transfer, transfer beats noise",
-        _out_of_order,
-        "at most",
-        0.02,
-        "The accuracy under the attack that should be stronger differs by {value:+.3f} from the weaker one's",
-    ),
-    (
-        "FGSM robustness is real",
-        _fgsm_only,
-        "at most",
-        0.15,
-        "The accuracy under FGSM differs by {value:+.3f} from that under PGD",
-    ),
-    (
-        "answers both classes",
-        _weaker_class,
-        "at least",
-        0.5,
-        "Clean, the class that is recognized worse is right in {value:.1%} of its images",
-    ),
-]
 
 
 # ---------------------------------------------------------------- for people and files

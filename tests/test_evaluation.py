@@ -11,7 +11,7 @@ from scipy import stats
 from skimage.metrics import structural_similarity
 from sklearn import metrics as oracle
 
-from lib import evaluation
+from lib import checks, evaluation
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -277,7 +277,7 @@ def test_no_predictions_give_empty_tables():
     assert evaluation.metrics(empty).empty
     assert evaluation.comparisons(empty).empty
     assert evaluation.worst_case(empty).empty
-    assert evaluation.checks(empty) == []
+    assert checks.verdicts(empty) == []
 
 
 # ---------------------------------------------------------------- intervals
@@ -456,67 +456,6 @@ def test_worst_case_is_never_better_than_any_attack(seed):
         assert worst.loc[epsilon, "accuracy"] == pytest.approx(1 - fooled / len(table))
 
 
-# ---------------------------------------------------------------- checks
-
-
-def study(right, model="baseline", **more):
-    """Predictions of ten malignant and ten benign images with given numbers right (the first ones of a class)."""
-    table = split_table(["malignant"] * 10 + ["benign"] * 10)
-    toward = np.tile(np.arange(10), 2)
-    sign = np.repeat([1, -1], 10)
-    made = []
-    for (attack, k), count in right.items():
-        margins = np.where(toward < count, 1, -1) * sign
-        made.append(rows(table, margins, model, attack, k / 255, **more))
-    return pd.concat(made)
-
-
-def verdicts(predictions, model="baseline"):
-    return {row["name"]: row["verdict"] for row in evaluation.checks(predictions) if row["model"] == model}
-
-
-HEALTHY = {("none", 0): 9, ("random_noise", 4): 9, ("transfer_fgsm", 4): 6, ("fgsm", 2): 5, ("fgsm", 4): 4}
-HEALTHY |= {("pgd", 2): 5, ("pgd", 4): 3}
-
-
-@pytest.mark.parametrize(
-    ("change", "broken"),
-    [
-        ({}, None),
-        ({("fgsm", 2): 4}, "PGD fools what FGSM fools"),
-        ({("pgd", 4): 6, ("fgsm", 4): 6}, "success grows with epsilon"),
-        ({("transfer_fgsm", 4): 2}, "white-box beats transfer, transfer beats noise"),
-        ({("random_noise", 4): 5}, "white-box beats transfer, transfer beats noise"),
-        ({("fgsm", 4): 8}, "FGSM robustness is real"),
-    ],
-)
-def test_each_check_fails_on_what_it_is_for(change, broken):
-    found = verdicts(study(HEALTHY | change))
-    assert {name for name, verdict in found.items() if verdict == "fails"} == ({broken} if broken else set())
-    assert "not applicable" not in found.values()
-
-
-def test_a_model_that_always_says_malignant_fails():
-    table = split_table(["malignant"] * 10 + ["benign"] * 10)
-    found = evaluation.checks(rows(table, np.ones(20), "always_malignant"))
-    assert [row["verdict"] for row in found] == ["not applicable"] * 4 + ["fails"]
-    assert [row["value"] for row in found] == [None] * 4 + [0.0]
-    assert "specificity" in found[-1]["meaning"]
-    alone = evaluation.checks(rows(table[:10], np.ones(10)))
-    assert {row["verdict"] for row in alone} == {"not applicable"}
-
-
-def test_checks_tell_the_most_unfavorable_seed():
-    made = pd.concat([study(HEALTHY), study(HEALTHY | {("fgsm", 4): 8}, seed=1), study(HEALTHY, "other")])
-    found = {(row["model"], row["name"]): row for row in evaluation.checks(made)}
-    row = found["baseline", "FGSM robustness is real"]
-    assert row["value"] == pytest.approx(0.5)
-    assert "4/255" in row["meaning"]
-    assert "seed 1" in row["meaning"]
-    assert found["other", "FGSM robustness is real"]["verdict"] == "holds"
-    assert list(row) == ["name", "model", "value", "verdict", "meaning"]
-
-
 # ---------------------------------------------------------------- for people and files
 
 
@@ -543,7 +482,7 @@ def test_a_readable_table_has_intervals_epsilons_and_no_nan():
 def test_records_are_strict_json():
     table = split_table(["malignant"] * 3 + ["benign"])
     made = pd.concat([rows(table, [1.0, 2, -1, -1]), rows(table, [1.0, 1, 1, -1], "other")])
-    lists = [evaluation.metrics(made), evaluation.comparisons(made), evaluation.checks(made), made]
+    lists = [evaluation.metrics(made), evaluation.comparisons(made), checks.verdicts(made), made]
     text = json.dumps([evaluation.records(frame) for frame in lists], allow_nan=False)
     row = json.loads(text)[0][1]
     assert list(row) == evaluation.METRICS
