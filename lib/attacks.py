@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 import torch
 
+# float32 is float32 on GPUs too: by default their convolutions round to TF32, ten bits, in attacks and answers alike.
+torch.backends.cudnn.allow_tf32 = False
+
 # What an attack name means; written beside every report's predictions.
 DESCRIPTIONS = {
     "none": "the image as it is",

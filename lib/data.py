@@ -179,7 +179,7 @@ def split_by_case(index, seed):
 
     With fifteen cases or more in each class: one split, in each class a fifth of the cases (at least five, so that there is an
     interval) for test, a tenth (at least two) for validation. With fewer: five folds (StratifiedGroupKFold), every row five times,
-    in each fold one part for test, and validation cases taken from the rest.
+    in each fold one part for test, and from the rest, in each class, cases that hold at least a tenth of the images for validation.
     Raises ValueError where a class has fewer than five cases.
     """
     cases = index.groupby("case")["label"].first()
@@ -201,7 +201,7 @@ def split_by_case(index, seed):
             side |= dict.fromkeys(shuffled[test : test + validation], "validation")
         return index.assign(split=index["case"].map(side), split_by="case", fold=0)
 
-    folds = []
+    folds, sizes = [], index["case"].value_counts()
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     for fold, (rest, test) in enumerate(splitter.split(index, index["label"], index["case"])):
         table = index.assign(split="train", split_by="case", fold=fold)
@@ -209,7 +209,8 @@ def split_by_case(index, seed):
         held = cases[sorted(set(index["case"].iloc[rest]))]
         for label in CLASSES:
             shuffled = rng.permutation(held.index[held == label].to_numpy())
-            chosen = shuffled[: max(1, len(shuffled) // 6)]
+            images = sizes[shuffled].cumsum()
+            chosen = shuffled[: 1 + np.searchsorted(images, images.iloc[-1] / 10)]
             table.loc[table["case"].isin(chosen), "split"] = "validation"
         folds.append(table)
     return pd.concat(folds, ignore_index=True)

@@ -3,6 +3,7 @@
 `python -m lib.database` (or `make data`) puts it under data/; a copy that is already there is used as it is.
 """
 
+import gzip
 import os
 import shutil
 import sys
@@ -136,10 +137,8 @@ def _unpack(archive, done):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with open(target, "wb") as file:
                     shutil.copyfileobj(tar.extractfile(member), file)
-    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
+    except (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, ValueError) as error:
         shutil.rmtree(half, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in runs.DISK_FULL:
-            raise
         archive.unlink()
         raise ValueError(
             f"The archive is damaged or not BreaKHis ({error}): deleted, run again to download it anew."

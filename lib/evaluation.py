@@ -6,6 +6,7 @@ is the case: the images of one case are not independent.
 """
 
 import gzip
+import warnings
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -34,6 +35,9 @@ COMPARISONS = [
 ]
 TEXT = ["image", "case", "label", "subtype", "split", "split_by", "model", "attack", "source_model"]
 WHOLE = ["magnification", "fold", "seed"]
+# From no attack to the strongest.
+ATTACKS = ("none", "random_noise", "transfer_fgsm", "fgsm", "pgd", "worst_case")
+NOT_AIMED = ("random_noise", "transfer_fgsm")  # attacks that were not made for the model that is shown them
 # With fewer cases there are too few different resamples for a 95 % interval to mean anything.
 MIN_CASES = 5
 
@@ -197,7 +201,7 @@ def tested_rows(predictions):
 
 
 def metrics(predictions, resamples=2000, seed=0):
-    """Metrics of the test rows: a row (`METRICS`) for each evaluation and subset.
+    """Metrics of the test rows: a row (`METRICS`) for each evaluation and subset, the baseline and clean images first.
 
     Subsets: "all", "malignant", and "100X", ... when an evaluation holds several magnifications. The folds of one
     split are pooled (out-of-fold predictions). All are fractions; _low and _high are those of `bootstrap_interval`.
@@ -218,8 +222,13 @@ def metrics(predictions, resamples=2000, seed=0):
                 found.append(
                     dict(zip(EVALUATION, key, strict=True), subset=subset, **_measure(part, resamples, seed))
                 )
+    found.sort(key=lambda row: (row["model"] != "baseline", row["model"], _strength(row["attack"])))
     counts = ["n", "n_cases", "tp", "fp", "tn", "fn"]
     return pd.DataFrame(found, columns=METRICS).astype(dict.fromkeys(counts, "Int64"))
+
+
+def _strength(attack):
+    return ATTACKS.index(attack) if attack in ATTACKS else len(ATTACKS)
 
 
 def _measure(rows, resamples, seed):
@@ -278,7 +287,8 @@ def bootstrap_interval(values, cases, strata, statistic=mean_of_sums, *, resampl
 
     values: (N,) or (N, k), numbers of each image that the statistic adds up; cases: (N,), the case of each image;
     strata: (N,), its class, so that every resample holds both classes; statistic: a function of the sums
-    (resamples, k) and the number of images (resamples,) that gives (resamples,), by default the mean, or (resamples, m).
+    (resamples, k) and the number of images (resamples,) that gives (resamples,), by default the mean, or (resamples, m); where
+    it is NaN, the resample is left out.
     Returns (low, high), both NaN with fewer than five cases in a class that is there, or two arrays (m,). Does not depend on
     the order of the rows. Raises ValueError when a case lies in two strata.
     """
@@ -301,7 +311,9 @@ def bootstrap_interval(values, cases, strata, statistic=mean_of_sums, *, resampl
     sums = 0
     for k in range(len(levels)):
         sums = sums + _case_counts(sizes[k], resamples, seed, k) @ per_case[level_of_case == k]
-    return tuple(np.quantile(statistic(sums[:, :-1], sums[:, -1]), [0.025, 0.975], axis=0))
+    drawn = statistic(sums[:, :-1], sums[:, -1])
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # nowhere defined: NaN
+        return tuple(np.nanquantile(drawn, [0.025, 0.975], axis=0))
 
 
 @lru_cache(maxsize=32)
@@ -374,14 +386,15 @@ def worst_case(predictions):
     At an epsilon an image is right only if it is right clean and right under every attack run at every epsilon up to
     this one; only test images on which all of them ran are in the table. A row is that of the evaluation that fooled
     the model: the wrong one at the smallest epsilon (of several, the most wrong); where none did, the one that came
-    nearest. A model without clean predictions or without attacks has no rows.
+    nearest. A model without clean predictions, or that nobody attacked (`NOT_AIMED`), has no rows.
     """
     rows = tested_rows(predictions)
     rows = rows[rows["attack"] != "worst_case"]
     runs = ["attack", "epsilon", "source_model"]
     found = [pd.DataFrame(columns=COLUMNS)]
     for _, group in rows.groupby(["split_by", "seed", "model"], sort=True):
-        if not (group["attack"] == "none").any():
+        ran = set(group["attack"])
+        if "none" not in ran or ran <= {"none", *NOT_AIMED}:
             continue
         group = group.sort_values([*runs, *TESTED], kind="stable")
         for epsilon in sorted(group.loc[group["attack"] != "none", "epsilon"].unique()):
@@ -470,8 +483,8 @@ def number(value):
 
 
 def share(count, n):
-    """A share as a fraction; with fewer than 30 images, counts beside it."""
-    return number(count / n) + (f" ({int(count)} of {int(n)})" if n < 30 else f" of {int(n)} images")
+    """A share as a fraction with its counts: "0.91 (73 of 80)"."""
+    return f"{number(count / n)} ({int(count)} of {int(n)})"
 
 
 def interval(row, rate="accuracy"):

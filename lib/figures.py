@@ -85,7 +85,8 @@ def show(figure, folder, name, alt, tissue=False):
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=STYLE["figure.dpi"], facecolor="white")
     image = Image.open(drawn).convert("RGB")
-    if not tissue:
+    pictures = any(np.ndim(each.get_array()) == 3 for axes in figure.axes for each in axes.images)
+    if not pictures:
         # Charts have few colors: a palette makes them three times smaller.
         image = image.quantize(256, dither=Image.Dither.NONE)
     # No date and no version: the same figure is the same file.

@@ -80,12 +80,15 @@ OPEN = {
         "noise_sigma": "how strong the noise is, is not given",
         "noise_drawn": "whether noise is drawn once or anew is not given: drawn anew for every batch, after augmentation, clipped",
         "augmentation": "not given: a random square of the field of view, flips and right-angle rotations",
+        "schedule": "the learning rate's course is not given: it falls to 0 along a cosine",
+        "batch_norm": "momentum of the running statistics is not given: 0.3, as torch's 0.1 is too slow for a short training",
         "attacked model": "whose gradient attacks the model trained with noise is not given: its own first, then the baseline's images",
         "epoch": "which epoch is kept is not given: the one with the least validation loss",
     },
     ALAM: {
         "recipe": "optimizer, rate, batch, epochs, size and starting weights are not given: those of the run",
         "epsilon": "FGSM's epsilon is not given: the one at which our model A, on validation images, falls nearest to theirs",
+        "model B": "how long model B trains is not given: half the epochs over twice the images, the updates of model A",
         "train_epsilon": "at which epsilon the merged images are made is not given",
         "images": "on which images model B was tested is not given: clean, under its own FGSM, under model A's FGSM",
     },
@@ -192,7 +195,10 @@ def deviations(paper, parameters):
     """How a run's parameters differ from a paper's recipe, and what was chosen where the paper is silent: sentences."""
     said = []
     for name, asked in RECIPES[paper].items():
-        used = parameters.get(name)
+        if name not in parameters:  # a notebook run by hand leaves no record of it
+            said.append(f"{name} is not recorded; theirs is {_words(asked)}")
+            continue
+        used = parameters[name]
         same = used == asked or (name == "pretrained" and str(used).startswith("densenet121"))
         if not same:
             said.append(f"{name} {_words(used)} instead of {_words(asked)}")

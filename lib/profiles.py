@@ -12,10 +12,29 @@ import yaml
 
 from lib import runs
 
+DEFENSES = ("gaussian_noise", "merged_fgsm", "adversarial_training")
 NO_FOLDER = (
     "synthetic",
     "breakhis",
 )  # values of data_root: drawn tissue, and the database, downloaded where it is missing
+
+
+# Where values must lie that a notebook would refuse only after hours of training.
+RANGES = {
+    "epsilons": (0, 255),
+    "train_epsilon": (0, 255),
+    "noise_sigma": (0, 1),
+    "other_sigmas": (0, 1),
+    "stain_jitter": (0, 1),
+    "pgd_steps": (1, math.inf),
+    "epochs": (1, math.inf),
+    "patience": (0, math.inf),
+    "batch_size": (2, math.inf),
+    "image_size": (32, math.inf),
+    "drawn_cases": (2, math.inf),
+    "drawn_images": (1, math.inf),
+    "seed": (0, math.inf),
+}
 
 
 class ParameterError(ValueError):
@@ -93,6 +112,14 @@ def resolve(profile, data_root, settings, stages):
         raise ParameterError(f"run {run!r} must be a plain folder name")
     if folder not in NO_FOLDER and not Path(folder).is_dir():
         raise ParameterError(f"data_root {folder} is not a folder: give the one that holds BreaKHis_v1")
+    for other in parameters.get("compare_with", []):
+        if not (runs.home() / "reports" / other / "results.json").is_file():
+            raise ParameterError(
+                f"compare_with: there is no published report {other!r}; run it first, or leave it out"
+            )
+    known = [*DEFENSES, *(f"gaussian_noise_{sigma:g}" for sigma in parameters.get("other_sigmas", []))]
+    if (defense := parameters.get("primary_defense", known[0])) not in known:
+        raise ParameterError(f"primary_defense: there is no {defense!r}{_nearest(defense, known)}")
     return parameters
 
 
@@ -110,6 +137,10 @@ def _checked(name, annotation, value, where):
         raise ParameterError(f"{where}: {name} must be {annotation}, not {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ParameterError(f"{where}: {name} must be finite, not {value!r}")
+    low, high = RANGES.get(name, (-math.inf, math.inf))
+    if isinstance(value, int | float) and not low <= value <= high:
+        asked = f"{low} to {high}" if high < math.inf else f"{low} or more"
+        raise ParameterError(f"{where}: {name} must be {asked}, not {value!r}")
     return value
 
 

@@ -14,234 +14,19 @@ import re
 import shutil
 from pathlib import Path
 
-from lib import evaluation, papers, runs
+from lib import runs
+from lib.summary import DRAWN_BANNER
 
 DATA_FILES = ("summary.md", "results.json", "predictions.csv.gz", "attacks.csv", "split.csv", "dataset.json")
-DRAWN_BANNER = "Drawn tissue: these numbers are no medical evidence."
-DRAWN_NOTE = [
-    "",
-    "How hard the drawn tissue is, how many cases are drawn and at which size was settled while looking at test accuracy, so that "
-    "the baseline of the quick profile gets about nine in ten right: these results show the method and are no unseen test.",
-]
-MODELS = (
-    "baseline",
-    "gaussian_noise",
-    "merged_fgsm",
-    "adversarial_training",
-    "always_malignant",
-    "color_only",
-)
-ATTACKS = {"none": "clean", "fgsm": "FGSM", "pgd": "PGD", "worst_case": "worst case"}
 WIDGET_NOTE = "In JupyterLab a slider stands here; the figure above is the same function at fixed values."
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # Longer messages are cut to their end; the executed notebook under runs/ has them all.
 MESSAGE_LINES = 200
 
 
-def published_metrics(names):
-    """The metrics of other published reports as records, to show beside.
-
-    Raises FileNotFoundError where there is no such report.
-    """
-    found = []
-    for name in names:
-        path = runs.home() / "reports" / name / "results.json"
-        if not path.exists():
-            raise FileNotFoundError(
-                f"No published report {name!r} to compare with: run it first, or take it out of compare_with."
-            )
-        found += json.loads(path.read_text("utf-8"))["metrics"]
-    return found
-
-
-def summary(results, split_by, primary_defense, other=()):
-    """The report in Markdown: what it rests on, tables, pictures, checks. other: metrics of runs to show beside."""
-    about = results["dataset"]
-    rows = [row for row in results["metrics"] if row["subset"] == "all" and row["split_by"] == split_by]
-    epsilons = sorted({row["epsilon"] for row in rows if row["attack"] == "pgd"})
-    tests = [("none", 0.0), *(("fgsm", e) for e in epsilons), *(("pgd", e) for e in epsilons)]
-    tests += [("worst_case", e) for e in epsilons]
-
-    def table(rows, cell):
-        """One line a test, one column a model; cell(rows of one model under one test, quantity) gives its text."""
-        found = {}
-        for row in rows:
-            found.setdefault((row["model"], row["attack"], row["epsilon"]), []).append(row)
-        models = [name for name in MODELS if (name, "none", 0.0) in found]
-        lines = [
-            "| test | " + " | ".join(name.replace("_", " ") for name in models) + " |",
-            "|---" * (len(models) + 1) + "|",
-        ]
-        for attack, epsilon in tests:
-            cells = [cell(found.get((name, attack, epsilon), []), "accuracy") for name in models]
-            name = ATTACKS[attack] + (f" {evaluation.format_epsilon(epsilon)}" if epsilon else "")
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        for quantity in ("balanced_accuracy", "sensitivity", "specificity"):
-            cells = [cell(found[name, "none", 0.0], quantity) for name in models]
-            lines.append(f"| clean {quantity.replace('_', ' ')} | " + " | ".join(cells) + " |")
-        return lines
-
-    def one(rows, quantity):
-        return evaluation.number(rows[0][quantity]) + evaluation.interval(rows[0], quantity) if rows else ""
-
-    def every(rows, quantity):
-        found = {row["seed"]: row[quantity] for row in rows}
-        return ", ".join(evaluation.number(found.get(seed)) for seed in seeds) if rows else ""
-
-    clean = [row for row in rows if row["attack"] == "none"]
-    baseline = next(row for row in clean if row["model"] == "baseline")
-    banner = [f"# {DRAWN_BANNER}", ""] if about["synthetic"] else []
-    split = {
-        "case": "no case on two sides",
-        "image": "as the papers split: images of one case are on several sides",
-        "fold": "the database's own five folds, by patient folder: some cases are on both sides",
-    }[split_by]
-    text = [
-        *banner,
-        f"# How easily is the classifier fooled, and which defense holds? ({results['run']})",
-        "",
-        f"{about['name'][:1].upper()}{about['name'][1:]}, {about['images']} images of {about['cases']} cases; split by {split_by} ({split}). "
-        f"{baseline['n']} test images of {baseline['n_cases']} cases; in brackets 95 % intervals from resampling cases.",
-        *DRAWN_NOTE * about["synthetic"],
-        "",
-        "## Accuracy on the test images",
-        "",
-        *table(rows, one),
-        "",
-        f"Primary defense, as the run's parameters name it: **{primary_defense.replace('_', ' ')}**. Worst case: right clean and under every "
-        "attack at every epsilon up to the one named. Random noise of the same size is the control; see notebook 3.",
-        "",
-        "![Accuracy against epsilon for every model](figures/06_curves.png)",
-        "",
-        "![Accuracy of every model under every attack](figures/06_accuracy.png)",
-    ]
-    text += _leakage([*other, *results["metrics"]], about.get("crossing", ()))
-    beside = [row for row in other if row["subset"] == "all" and row["split_by"] == split_by]
-    if any(row["model"] == "baseline" for row in beside):
-        seeds = dict.fromkeys(row["seed"] for row in [*rows, *beside])
-        text += [
-            "",
-            f"## The same study with seeds {', '.join(map(str, seeds))}",
-            "",
-            "Values in the order of the seeds. A seed draws split, starting weights, batches and noise anew.",
-            "",
-            *table([*rows, *beside], every),
-        ]
-    checks = {(check["name"], check["model"]): check for check in results["checks"]}
-    names = [name for name in MODELS if any(model == name for _, model in checks)]
-    text += [
-        "",
-        "## Checks",
-        "",
-        "| what a claim of robustness must survive | "
-        + " | ".join(name.replace("_", " ") for name in names)
-        + " |",
-    ]
-    text.append("|---" * (len(names) + 1) + "|")
-    for name in dict.fromkeys(name for name, _ in checks):
-        found = [checks.get((name, model), {"verdict": "", "value": None}) for model in names]
-        text.append(
-            f"| {name} | "
-            + " | ".join(
-                f"{c['verdict']} ({evaluation.number(c['value'])})" if c["value"] is not None else "–"
-                for c in found
-            )
-            + " |"
-        )
-    text += [
-        "",
-        "What each value means stands in notebook 6 and in `results.json`.",
-        *_papers(results["papers"]),
-    ]
-    return "\n".join(text) + "\n"
-
-
-def _papers(records):
-    """What two papers published, beside ours: one table, what differs from their recipes, and where they contradict themselves."""
-    if not records:
-        return []
-    lines = [
-        "",
-        "## Beside the papers",
-        "",
-        "| paper | where | what | tested on | published | ours | images | |",
-        "|---" * 8 + "|",
-    ]
-    for row in records:
-        ours = evaluation.number(row["measured"]) if isinstance(row["measured"], float) else row["measured"]
-        spread = {"accuracy_low": row["low"], "accuracy_high": row["high"]}
-        ours = "" if ours is None else f"{ours}{evaluation.interval(spread)}"
-        said = (
-            row["paper"],
-            row["table"],
-            row["quantity"],
-            row["tested"],
-            row["published"],
-            ours,
-            row["n"] or "",
-            row["reason"],
-        )
-        lines.append(f"| {' | '.join(map(str, said))} |")
-    for paper in dict.fromkeys(row["paper"] for row in records):
-        told = next(row["deviations"] for row in records if row["paper"] == paper)
-        lines += [
-            "",
-            f"What differs from {paper}, and what they leave open:",
-            "",
-            *(f"- {each}" for each in told),
-        ]
-    lines += ["", "Where the published numbers contradict each other, by computation:", ""]
-    lines += [f"- {paper}: {sentence}." for paper, sentence, agrees in papers.contradictions() if not agrees]
-    return lines
-
-
 def _unbroken(page):
     """A value and its interval stay on one line: no breaks in "0.91 [0.82, 0.97]"."""
     return re.sub(r"(\d) \[(-?[\d.]+), (-?[\d.]+)\]", "\\1&nbsp;[\\2,&nbsp;\\3]", page)
-
-
-def _leakage(metrics, crossing):
-    """The models that were judged on both splits: how much of an accuracy is the images that share a case with training.
-
-    crossing: the rows of `data.leaks` as dicts.
-    """
-    clean = {
-        (row["model"], row["split_by"]): row
-        for row in metrics
-        if row["subset"] == "all" and row["attack"] == "none"
-    }
-    both = [name for name in MODELS if {(name, "image"), (name, "case")} <= set(clean)]
-    if not both:
-        return []
-    lines = [
-        "",
-        "## What accuracy is made of: split by image and by case",
-        "",
-        "Split by image, cases lie on both sides, and a model may know the case by its stain. Clean test images; the last column is the "
-        "balanced accuracy that goes when no case is known.",
-        "",
-        "| model | by image | by case | balanced by image | balanced by case | leakage |",
-        "|---" * 6 + "|",
-    ]
-    for name in both:
-        by_image, by_case = clean[name, "image"], clean[name, "case"]
-        cells = [
-            evaluation.number(row[rate]) + evaluation.interval(row, rate)
-            for rate in ("accuracy", "balanced_accuracy")
-            for row in (by_image, by_case)
-        ]
-        cells.append(evaluation.number(by_image["balanced_accuracy"] - by_case["balanced_accuracy"]))
-        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
-    return [*lines, *[""] * bool(crossing), *leak_sentences(crossing)]
-
-
-def leak_sentences(crossing):
-    """What crosses from training to test in each split, a Markdown item each; crossing: the rows of `data.leaks` as dicts."""
-    return [
-        f"- Split by {row['split_by']}: {row['cases']} cases have images in training and outside it; of {row['test_images']} test images "
-        f"{row['shared_case']} belong to a case in training and {row['near_duplicates']} have a near duplicate there."
-        for row in crossing
-    ]
 
 
 def publish(run, provenance):
@@ -454,7 +239,9 @@ def _index_body(run, summary, dataset, provenance, pages):
         ("Run", run),
         ("Images", f"{dataset['name']}: {dataset['images']} images of {dataset['cases']} cases"),
         ("Started", provenance["started"]),
-        ("Computed in", f"{provenance['seconds'] / 60:.1f} minutes on {provenance['device']}"),
+        ("Device", provenance["device"]),
+        ("All trainings", f"{provenance['training_seconds'] / 60:.0f} minutes"),
+        ("This pass", f"{provenance['seconds'] / 60:.1f} minutes, finished work of earlier ones kept"),
         ("Commit", provenance["commit"] or "not under git"),
         ("Versions", versions),
     ]

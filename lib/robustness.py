@@ -10,7 +10,6 @@ from tqdm import tqdm
 from lib import attacks, data, evaluation, models, runs, training
 
 ATTACKS = ("random_noise", "fgsm", "pgd", "transfer_fgsm")
-WITHOUT_NETWORK = ("random_noise", "transfer_fgsm")  # what needs no gradient of the model itself
 BATCH_PIXELS = 2**19  # of the images attacked at once; bounds the memory of a backward pass
 
 
@@ -40,7 +39,7 @@ def attack_table(epsilons, pgd_steps):
         "none": (0, 0, "", 1),
         "random_noise": (0, 0, "", 1),
         "fgsm": (1, 0, "epsilon", 2),
-        "pgd": (pgd_steps, starts - 1, f"{2.5 / pgd_steps:g} epsilon", 1 + starts * (2 * pgd_steps + 1)),
+        "pgd": (pgd_steps, starts - 1, f"{2.5 / pgd_steps:g} epsilon", 2 + starts * (2 * pgd_steps + 1)),
         "transfer_fgsm": (1, 0, "epsilon", 1),
     }
     columns = ["name", "description", "steps", "restarts", "step_size", "queries", "epsilons", "precision"]
@@ -80,10 +79,12 @@ def evaluate(
         shown = images.side(side, fold)
         batch, labels = shown.tensors()
         path, source_path = checkpoint(folder, name, fold), checkpoint(folder, source, fold)
-        network = None
+        fitted_to = f"{name} on {images.side('train', fold).fingerprint}"
+        network = answer = None
         for attack in names:
             if attack == "transfer_fgsm" and name == source:
                 continue  # its own FGSM images are not a transfer
+            kept = []
             transfers = attack == "transfer_fgsm"
             groups = (
                 [(epsilon,) for epsilon in epsilons]
@@ -92,7 +93,7 @@ def evaluate(
             )
             for group in groups:
                 recipe = {
-                    "model": name if margins else runs.file_hash(path),
+                    "model": fitted_to if margins else runs.file_hash(path),
                     "source": runs.file_hash(source_path) if transfers else "",
                     "images": [shown.fingerprint, list(batch.shape)],
                     "attack": [attack, list(group), pgd_steps if attack == "pgd" else 0],
@@ -104,12 +105,14 @@ def evaluate(
                     "" if side == "test" else f"-{side}"
                 )
                 piece = folder / "predictions" / f"{name}-{attack}{tail}-{recipe['split_by']}{fold}.csv.gz"
+                kept.append(piece.name)
                 if runs.is_current(piece, recipe):
                     rows.append(evaluation.read_piece(piece))
                     continue
                 if network is None and margins is None:
                     network = _load(path)
-                answer = margins(fold) if margins else None
+                if answer is None and margins:
+                    answer = margins(fold)
                 attacker = _load(source_path) if transfers else network
                 made = perturb(
                     attacker, batch, labels, attack, group, pgd_steps, seed, f"{name} under {attack}"
@@ -135,7 +138,16 @@ def evaluate(
                 evaluation.write_piece(part, piece)
                 runs.write_recipe(piece, recipe)
                 rows.append(part)
+            if attack == "pgd":
+                _remove_others(folder, f"{name}-pgd-*-{recipe['split_by']}{fold}", side, kept)
     return pd.concat(rows, ignore_index=True)
+
+
+def _remove_others(folder, pattern, side, kept):
+    """Pieces of epsilons that are no longer asked for would enter the table as if they belonged to this run."""
+    for piece in (folder / "predictions").glob(f"{pattern}.csv.gz"):
+        if piece.name not in kept and ("-validation-" in piece.name) == (side == "validation"):
+            runs.discard(piece)
 
 
 def evaluate_without_network(folder, images, names, *, epsilons=(), seed=0, source="baseline"):
@@ -143,7 +155,7 @@ def evaluate_without_network(folder, images, names, *, epsilons=(), seed=0, sour
 
     def color_only(fold):
         train = images.side("train", fold)
-        return models.fit_color_only(train.pixels[:] / 255, train.labels)
+        return models.fit_color_only((image / 255 for image in train.pixels), train.labels)
 
     answers = {"always_malignant": lambda fold: models.always_malignant, "color_only": color_only}
     options = {"epsilons": epsilons, "seed": seed, "source": source}

@@ -227,6 +227,12 @@ def has_recipe(path):
     return "recipe" in read_json(_recipe_file(path))
 
 
+def discard(path):
+    """Remove finished work and the recipe beside it."""
+    for file in (Path(path), _recipe_file(path)):
+        file.unlink(missing_ok=True)
+
+
 def read_json(path):
     """The object in a JSON file; {} where there is none, or a damaged one."""
     try:

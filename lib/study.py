@@ -4,6 +4,7 @@ Everything heavy is imported where it is used, so that an unchanged study is che
 """
 
 import argparse
+import csv
 import os
 import re
 import signal
@@ -107,8 +108,12 @@ def _key(notebook, parameters, inputs):
     code = runs.code_hash(*_modules_named_in("\n".join(text for _, text in sources)))
     values = [(name, _as_floats(value)) for name, value in parameters.items()]
     beside = [runs.home() / "reports" / run / "results.json" for run in parameters.get("compare_with", [])]
-    compared = [runs.file_hash(path) if path.exists() else None for path in beside]
-    return runs.digest([sources, code, values, inputs, _data_state(parameters.get("data_root")), compared])
+    weights = [
+        Path(start) for start in (parameters.get("pretrained", ""), *parameters.get("other_starts", []))
+    ]
+    read = [runs.file_hash(path) if path.is_file() else None for path in (*beside, *weights)]
+    folders = [_data_state(parameters.get("data_root")), _data_state(parameters.get("weights_dir") or None)]
+    return runs.digest([sources, code, values, inputs, folders, read])
 
 
 def _modules_named_in(source):
@@ -125,9 +130,14 @@ def _modules_named_in(source):
 
 
 def _data_state(data_root):
-    """Names, sizes and times of a data folder's files; None for drawn tissue and for the database, which are always the same."""
-    if data_root in (None, *profiles.NO_FOLDER):
+    """Names, sizes and times of a folder's files; None for drawn tissue and for the whole database, which are always the same."""
+    if data_root in (None, "synthetic"):
         return None
+    if data_root == "breakhis":
+        from lib import database
+
+        listing = _listing(runs.home() / "data" / "BreaKHis_v1", skip=())
+        return None if len(listing) in (0, database.TOTAL) else listing
     return _listing(Path(data_root), skip=())
 
 
@@ -168,7 +178,7 @@ def _run_stage(folder, notebook, key, parameters, inputs, others, force):
     stale = {
         name
         for name in (mine & set(after)) - written
-        if name.startswith("figures/") or runs.has_recipe(folder / name)
+        if name.startswith(("figures/", "history/")) or runs.has_recipe(folder / name)
     }
     _remove(folder, stale)
     outputs = {
@@ -311,6 +321,7 @@ def _publish_if_changed(stages, run, folder):
         "device": runs.device_name(),
         "started": min(record["started"] for record in records),
         "seconds": round(sum(record["seconds"] for record in records), 1),
+        "training_seconds": round(sum(map(_seconds, (folder / "history").glob("*.csv"))), 1),
     }
     from lib.report import publish
 
@@ -325,6 +336,12 @@ def _publish_if_changed(stages, run, folder):
 
 
 # ---------------------------------------------------------------------------------------------- files
+
+
+def _seconds(history):
+    """How long a training took, whenever that was."""
+    with open(history, newline="") as file:
+        return sum(float(row["seconds"]) for row in csv.DictReader(file))
 
 
 def _record(folder, stage):

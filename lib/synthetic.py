@@ -80,14 +80,21 @@ def draw_tree(folder, cases=24, images_per_case=8, magnifications=(100, 200), se
     return folder
 
 
-def is_drawn(folder):
-    """Whether `folder`, or a folder above it, was made by `draw_tree` (finished or not)."""
-    folder = Path(folder).resolve()
-    return any(
-        (place / name).is_file()
-        for place in (folder, *folder.parents)
-        for name in ("DRAWN.json", "DRAWING.json")
-    )
+def is_drawn(paths):
+    """Whether these files lie in a tree made by `draw_tree` (finished or not). Raises ValueError where only some do."""
+    found = {
+        any(
+            (above / name).is_file()
+            for above in (place, *place.parents)
+            for name in ("DRAWN.json", "DRAWING.json")
+        ): place
+        for place in {Path(path).resolve().parent for path in paths}
+    }
+    if len(found) > 1:
+        raise ValueError(
+            f"Drawn tissue ({found[True]}) and real images ({found[False]}) lie in one data folder: keep them apart."
+        )
+    return True in found
 
 
 def draw_image(label, subtype, case_seed, magnification, rng):

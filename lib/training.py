@@ -17,9 +17,8 @@ from tqdm import tqdm
 
 from lib import attacks, data, models, runs
 
-SUDDEN_LOSS = (
-    0.2  # FGSM accuracy above PGD accuracy on validation by this: catastrophic overfitting (Wong et al. 2020)
-)
+# Catastrophic overfitting (Wong et al. 2020): accuracy under FGSM lies further above that under PGD than in the best epoch, by this.
+SUDDEN_LOSS = 0.2
 
 TIMED = 4  # the batch after which the time of a training is foretold
 
@@ -116,12 +115,11 @@ def add_fresh_fgsm(epsilon):
 
 
 def pgd_threat(epsilon, steps=5):
-    """The validation images of a model trained against an attacker: PGD with a few steps, the same noise every epoch."""
+    """The validation images of a model trained against an attacker: PGD with a few steps from the FGSM point."""
 
     def change(model, images, labels):
-        generator = torch.Generator().manual_seed(0)
         step_size = attacks.pgd_step_size(epsilon, steps)
-        return attacks.pgd(model, images, labels, epsilon, steps, step_size, generator, random_starts=0)
+        return attacks.pgd(model, images, labels, epsilon, steps, step_size, random_starts=0)
 
     return change
 
@@ -162,15 +160,15 @@ def train(
     hook=None,
     threat=None,
     guard=None,
-    patience=None,
+    patience=0,
 ):
     """Train `model` with Adam; keep the epoch with the least validation loss under `threat`. Returns the history.
 
     side, validation: `data.Side`; made: what the numbers below do not say (starting weights, defense), for the record.
     stain_jitter: strength of `jitter_stain`, part of the augmentation; 0 for none. hook(model, images, labels, generator) changes
-    a batch before the loss; threat and guard (model, images, labels) change the validation images. Where accuracy under `guard`
-    stays while that under `threat` collapses, the loop goes back to its best epoch at half the rate. Stops after `patience`
-    epochs without progress.
+    a batch before the loss; threat and guard (model, images, labels) change the validation images. Where accuracy under `threat`
+    collapses while that under `guard` stays, the loop goes back to its best epoch at half the rate. Stops after `patience`
+    epochs without progress (0: never).
 
     Writes `path` (.safetensors) with its recipe beside it, and the history as CSV in ../history. Each finished epoch is kept
     in a .resume file: the same call goes on from there after being killed, and returns at once when all is done.
@@ -185,7 +183,7 @@ def train(
         "seed": seed,
         "precision": str(training_dtype(precision)),
         "stain_jitter": stain_jitter,
-        "patience": patience,
+        "patience": patience or None,
         "code": runs.code_hash(
             train, models.build, type(model), data.decode, type(side), hook, threat, guard
         ),
@@ -201,7 +199,7 @@ def train(
     pixels, labels = side.pixels, torch.from_numpy(side.labels)
     held_out = validation.tensors()
     resume = path.with_suffix(".resume")
-    state = {"epoch": 0, "best": None, "loss": math.inf, "rate": 1.0, "history": []}
+    state = {"epoch": 0, "best": None, "loss": math.inf, "gap": 0.0, "rate": 1.0, "history": []}
     if resume.exists():
         kept = torch.load(resume, map_location=where, weights_only=True)
         if kept["made"] == repr(made):
@@ -212,7 +210,7 @@ def train(
 
     def stalled():
         losses = [row["validation_loss"] for row in state["history"]]
-        return patience is not None and bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= patience
+        return patience > 0 and bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= patience
 
     begun = state["epoch"]
     while state["epoch"] < epochs and not stalled():
@@ -269,17 +267,21 @@ def train(
             "validation_loss": loss,
             "validation_accuracy": accuracy,
         }
+        gap = 0.0
         if guard:
             row["guard_accuracy"] = score(model, *held_out, guard)[1]
+            gap = row["guard_accuracy"] - accuracy
         state["epoch"] += 1
         state["history"].append(row | {"seconds": time.monotonic() - started})
         if loss < state["loss"]:
             state |= {
                 "loss": loss,
+                "gap": gap,
                 "best": {name: value.detach().clone() for name, value in model.state_dict().items()},
             }
-        elif guard and row["guard_accuracy"] - accuracy > SUDDEN_LOSS:
+        elif gap - state["gap"] > SUDDEN_LOSS:
             model.load_state_dict(state["best"])
+            optimizer.state.clear()
             state["rate"] /= 2
             print(
                 f"{path.stem}: robustness lost under PGD but not under FGSM; back to the best epoch",

@@ -1,21 +1,25 @@
 """Compares the accuracies of two published reports: python tests/compare_reports.py reports/quick /tmp/x/reports/quick
 
 On one machine the same seed gives the same numbers. Another processor rounds differently, and training carries that on, so
-a clean accuracy may move by CLEAN and an attacked one by ATTACKED; which rows there are must be equal everywhere.
+a clean accuracy may move by CLEAN, an attacked one or one class's by ATTACKED; which rows there are must be equal everywhere. A
+difference from the baseline of at least LARGE is a result: at least half of it must be there again.
 """
 
 import json
 import sys
 from pathlib import Path
 
-CLEAN, ATTACKED = 0.12, 0.35
+CLEAN, ATTACKED, LARGE = 0.12, 0.35, 0.3
 KEY = ("model", "attack", "epsilon", "split_by", "seed", "source_model", "subset")
 
 
 def rows(folder):
-    """The report's metrics by their key."""
-    metrics = json.loads((Path(folder) / "results.json").read_text("utf-8"))["metrics"]
-    return {tuple(str(row[name]) for name in KEY): row for row in metrics}
+    """The report's metrics and its comparisons, each by their key."""
+    results = json.loads((Path(folder) / "results.json").read_text("utf-8"))
+    return [
+        {tuple(str(row.get(name, row.get("model_a"))) for name in KEY): row for row in results[part]}
+        for part in ("metrics", "comparisons")
+    ]
 
 
 def differences(committed, fresh):
@@ -24,16 +28,28 @@ def differences(committed, fresh):
     for key in sorted(set(committed) & set(fresh)):
         tolerance = CLEAN if key[1] == "none" else ATTACKED
         one, two = committed[key], fresh[key]
-        if one["n"] != two["n"] or abs(one["accuracy"] - two["accuracy"]) > tolerance:
-            found.append(
-                f"{' '.join(key)}: {one['accuracy']:.3f} of {one['n']} committed, {two['accuracy']:.3f} of {two['n']} fresh"
-            )
+        for rate, most in (("accuracy", tolerance), ("sensitivity", ATTACKED), ("specificity", ATTACKED)):
+            if one["n"] != two["n"] or abs((one[rate] or 0) - (two[rate] or 0)) > most:
+                found.append(
+                    f"{' '.join(key)}: {rate} {one[rate]} of {one['n']} committed, {two[rate]} of {two['n']} fresh"
+                )
     return found
 
 
+def lost(committed, fresh):
+    """The large differences from the baseline that are not there again, in words."""
+    return [
+        f"{' '.join(key)}: {row['difference']:+.3f} against the baseline committed, {fresh[key]['difference']:+.3f} fresh"
+        for key, row in committed.items()
+        if key in fresh
+        and abs(row["difference"]) >= LARGE
+        and fresh[key]["difference"] / row["difference"] < 0.5
+    ]
+
+
 if __name__ == "__main__":
-    committed, fresh = (rows(folder) for folder in sys.argv[1:3])
-    found = differences(committed, fresh)
+    (committed, its_results), (fresh, new_results) = (rows(folder) for folder in sys.argv[1:3])
+    found = differences(committed, fresh) + lost(its_results, new_results)
     moved = max(
         (abs(committed[key]["accuracy"] - fresh[key]["accuracy"]) for key in set(committed) & set(fresh)),
         default=0,

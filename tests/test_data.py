@@ -128,6 +128,17 @@ def test_no_case_on_two_sides(published, cases):
         assert sorted(table.loc[table["split"] == "test", "image"]) == sorted(index["image"])
 
 
+def test_validation_by_case_holds_images_enough_where_cases_are_uneven(published):
+    """Ten small cases and one of three quarters of the images in each class."""
+    number = published["image"].str.extract(r"-(\d+)\.png")[0].astype(int)
+    index = published.assign(case=published["label"].str[:1] + np.minimum(number % 40, 10).astype(str))
+    for seed in range(5):
+        for _, rows in data.split_by_case(index, seed).groupby("fold"):
+            rest = rows[rows["split"] != "test"]
+            counts = pd.crosstab(rest["label"], rest["split"])
+            assert (counts["validation"] >= 0.1 * counts.sum(axis=1)).all() and (counts["train"] > 0).all()
+
+
 def test_too_few_cases_or_images_to_split(published):
     with pytest.raises(ValueError, match="Too few cases"):
         data.split_by_case(published.assign(case=published["label"]), seed=0)

@@ -436,6 +436,8 @@ def test_worst_case_does_not_depend_on_row_order_and_ignores_itself():
     pd.testing.assert_frame_equal(worst, again)
     assert evaluation.worst_case(made[made["attack"] != "none"]).empty
     assert evaluation.worst_case(made[made["attack"] == "none"]).empty
+    unaimed = made.replace({"attack": {"fgsm": "transfer_fgsm", "pgd": "random_noise"}})
+    assert evaluation.worst_case(unaimed).empty
 
 
 @pytest.mark.parametrize("seed", range(3))

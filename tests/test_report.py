@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from lib import report, runs
+from lib import report, runs, summary
 
 PROVENANCE = {
     "commit": "abc",
@@ -20,6 +20,7 @@ PROVENANCE = {
     "device": "cpu",
     "started": "2026-01-01T00:00:00+00:00",
     "seconds": 61.0,
+    "training_seconds": 120.0,
 }
 
 
@@ -108,7 +109,7 @@ def test_the_report_of_drawn_tissue_says_so_and_holds_figures_once(finished, sna
     ]  # fmt: skip
     for page in folder.glob("*.html"):
         text = page.read_text()
-        assert report.DRAWN_BANNER in text and "https://" not in text and "<script" not in text
+        assert summary.DRAWN_BANNER in text and "https://" not in text and "<script" not in text
         assert len(text) < 150_000
         assert all(link.is_file() for link in links(page)), page
     page = (folder / "03_fgsm_attack.html").read_text()
@@ -118,6 +119,7 @@ def test_the_report_of_drawn_tissue_says_so_and_holds_figures_once(finished, sna
     assert "written to runs/toy" in page, "the folders of this machine are left out"
     assert 'href="06_comparison.html#findings"' in page
     results = json.loads((folder / "results.json").read_text())
+    assert "<td>2 minutes</td>" in (folder / "index.html").read_text()
     assert results["provenance"] == PROVENANCE and results["metrics"] == [{"n": 1}, {"n": None}]
     assert results["parameters"] == {"data_root": "breakhis"}
     assert (folder / "split.csv").read_text() == "image,case\na.png,14-1\n"
@@ -134,7 +136,7 @@ def test_in_a_report_of_real_tissue_everything_that_shows_it_is_ignored_by_git(f
     index = report.publish("toy", PROVENANCE)
     folder = index.parent
     for page in folder.rglob("*.html"):
-        assert report.DRAWN_BANNER not in page.read_text()
+        assert summary.DRAWN_BANNER not in page.read_text()
         assert all(link.is_file() for link in links(page)), page
     subprocess.run(["git", "init", "-q", folder], check=True)
     subprocess.run(["git", "-C", folder, "add", "."], check=True)
@@ -148,34 +150,9 @@ def test_in_a_report_of_real_tissue_everything_that_shows_it_is_ignored_by_git(f
     assert (folder / "images" / "figures" / "sample.png").is_file() and (
         folder / "images" / "03_fgsm_attack.html"
     ).is_file()
-    summary = (folder / "summary.md").read_text()
-    assert "figures/curve.png" in summary and "sample" not in summary
+    text = (folder / "summary.md").read_text()
+    assert "figures/curve.png" in text and "sample" not in text
     assert "images/figures/sample.png" in index.read_text(), "on this machine the reader sees it"
-
-
-def test_other_seeds_and_the_other_split_stand_beside():
-    results = json.loads((runs.ROOT / "reports" / "quick" / "results.json").read_text())
-    alone = report.summary(results, "case", "adversarial_training")
-    assert "seeds" not in alone and "| color only | " in alone.split("leakage")[1]
-    clean = next(
-        row
-        for row in results["metrics"]
-        if row["model"] == "baseline" and row["attack"] == "none" and row["subset"] == "all"
-    )
-    seed = dict(clean, seed=1, accuracy=0.123)
-    by_image = dict(clean, split_by="image", balanced_accuracy=0.999, balanced_accuracy_low=None)
-    both = report.summary(results, "case", "adversarial_training", [seed, by_image])
-    assert "## The same study with seeds 0, 1" in both
-    assert f"| clean | {clean['accuracy']:.2f}, 0.12 |" in both
-    assert f"| 1.00 | {clean['balanced_accuracy']:.2f} [" in both
-    assert f"] | {0.999 - clean['balanced_accuracy']:.2f} |" in both
-
-
-def test_a_report_to_compare_with_must_be_there(tmp_path, monkeypatch):
-    monkeypatch.setenv("STUDY_HOME", str(tmp_path))
-    assert report.published_metrics([]) == []
-    with pytest.raises(FileNotFoundError, match="No published report 'other' to compare with: run it first"):
-        report.published_metrics(["other"])
 
 
 def test_a_value_and_its_interval_stay_on_one_line():

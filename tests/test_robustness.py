@@ -58,10 +58,35 @@ def test_finished_rows_are_kept_and_a_changed_checkpoint_is_judged_anew(run):
 def test_models_without_a_network_are_shown_the_baselines_images(run):
     folder, images = run
     malignant, color = robustness.evaluate_without_network(
-        folder, images, robustness.WITHOUT_NETWORK, epsilons=EPSILONS
+        folder, images, evaluation.NOT_AIMED, epsilons=EPSILONS
     )
     assert (malignant["margin"] > 0).all() and set(color["model"]) == {"color_only"}
-    assert set(color["attack"]) == set(robustness.WITHOUT_NETWORK)
+    assert set(color["attack"]) == set(evaluation.NOT_AIMED)
+
+
+def test_color_only_is_judged_anew_when_its_training_images_change(run, tmp_path):
+    folder, images = run
+    color = robustness.evaluate_without_network(folder, images, ["none"])[1]
+    table = images.table
+    left_out = table.index[(table["split"] == "train") & (table["label"] == "benign")][:4]
+    fewer = data.Images(
+        table.drop(left_out),
+        data.Pixels(images.pixels.stored, images.pixels.rows[[k not in left_out for k in table.index]]),
+    )
+    again = robustness.evaluate_without_network(folder, fewer, ["none"])[1]
+    assert (again["margin"] != color["margin"]).any()
+
+
+def test_pieces_of_other_epsilons_go_and_other_models_and_sides_stay(run):
+    folder, images = run
+    options = {"pgd_steps": 2}
+    robustness.evaluate(folder, "baseline", images, ["none", "pgd"], epsilons=EPSILONS, **options)
+    robustness.evaluate(folder, "baseline", images, ["pgd"], side="validation", epsilons=EPSILONS, **options)
+    robustness.evaluate(folder, "defended", images, ["pgd"], epsilons=EPSILONS, **options)
+    before = {path.name for path in (folder / "predictions").iterdir()}
+    robustness.evaluate(folder, "baseline", images, ["none", "pgd"], epsilons=EPSILONS[1:], **options)
+    gone = before - {path.name for path in (folder / "predictions").iterdir()}
+    assert gone == {"baseline-pgd-2-case0.csv.gz", "baseline-pgd-2-case0.json"}
 
 
 def test_noise_is_the_same_alone_and_in_a_row_of_epsilons(run):

@@ -126,6 +126,8 @@ def replace_in(notebook, old, new):
         (["toy", "--set", "epsilons=4"], "epsilons must be a list (list[float]), such as [4]"),
         (["toy", "--set", "epsilons=[1, two]"], "epsilons must be float, not 'two'"),
         (["toy", "--set", "epsilons=[.nan]"], "epsilons must be finite"),
+        (["toy", "--set", "epsilons=[4, 300]"], "epsilons must be 0 to 255, not 300"),
+        (["toy", "--set", "seed=-1"], "seed must be 0 or more, not -1"),
         (["toy", "--set", "epsilons"], "write --set NAME=VALUE"),
         (["toy", "--set", "run=../elsewhere"], "must be a plain folder name"),
         (["toy", "--data-root", "nowhere"], "nowhere is not a folder"),

@@ -69,9 +69,11 @@ def test_marker_tells_what_was_drawn(tree):
         "magnifications": [100],
         "version": synthetic.VERSION,
     }
-    assert synthetic.is_drawn(tree)
-    assert synthetic.is_drawn(str(tree / "BreaKHis_v1"))
-    assert not synthetic.is_drawn(tree.parent)
+    drawn, real = list(tree.rglob("*.png")), tree.parent / "real.png"
+    assert synthetic.is_drawn(map(str, drawn))
+    assert not synthetic.is_drawn([real])
+    with pytest.raises(ValueError, match="keep them apart"):
+        synthetic.is_drawn([*drawn, real])
 
 
 def test_same_seed_same_bytes_whatever_the_workers(tmp_path):
@@ -96,7 +98,7 @@ def test_interrupted_tree_is_continued_and_a_finished_one_left_alone(tmp_path):
     (folder / "DRAWN.json").rename(folder / "DRAWING.json")
     marker = json.loads((folder / "DRAWING.json").read_text())
     (folder / "DRAWING.json").write_text(json.dumps({**marker, "drawn": False}))
-    assert synthetic.is_drawn(folder)  # half-drawn tissue is drawn tissue too
+    assert synthetic.is_drawn(paths)  # half-drawn tissue is drawn tissue too
     paths[0].unlink()
     paths[1].write_bytes(paths[1].read_bytes()[:5000])
     kept = paths[2].stat().st_mtime_ns

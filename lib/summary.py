@@ -1,0 +1,319 @@
+"""The summary of a run in Markdown: what it found in short, then the tables that say so."""
+
+import json
+
+from lib import evaluation, figures, papers, runs
+
+DRAWN_BANNER = "Drawn tissue: these numbers are no medical evidence."
+DRAWN_NOTE = (
+    "How hard the drawn tissue is, how many cases are drawn and at which size was settled while looking at test accuracy, so that "
+    "the baseline of the quick profile gets about nine in ten right: these results show the method and are no unseen test."
+)
+SPLITS = {
+    "case": "no case on two sides",
+    "image": "as the papers split: images of one case are on several sides",
+    "fold": "the database's own five folds, by patient folder: some cases are on both sides",
+}
+# What a reader has to know before quoting a number.
+READING = (
+    "In brackets 95 % intervals from resampling cases. With few cases they are too narrow, they know nothing of the chance in training "
+    "(one seed), and 0.00 or 1.00 with no width only says that every resample agrees. p comes from an exact test that flips the sign of "
+    "whole cases; with k cases that differ it cannot fall below 2 / 2^k, and it is not corrected for the number of comparisons."
+)
+
+
+def published(names, dataset):
+    """The results of other published reports by name, to show beside.
+
+    dataset: that of this run. Raises FileNotFoundError where there is no such report, ValueError where it stands on other images.
+    """
+    found = {}
+    for name in names:
+        path = runs.home() / "reports" / name / "results.json"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"No published report {name!r} to compare with: run it first, or take it out of compare_with."
+            )
+        found[name] = json.loads(path.read_text("utf-8"))
+        if found[name]["dataset"]["fingerprint"] != dataset["fingerprint"]:
+            raise ValueError(f"{name!r} stands on other images than this run: take it out of compare_with.")
+    return found
+
+
+def write(results, split_by, primary_defense, other=None):
+    """The summary of a run as Markdown. results: what 06 records; other: the results of other runs by name (`published`)."""
+    about, used, other = results["dataset"], results["parameters"], other or {}
+    rows = _rows(results, split_by)
+    baseline = rows["baseline", "none", 0.0]
+    text = [
+        *[f"# {DRAWN_BANNER}", ""] * about["synthetic"],
+        f"# How easily is the classifier fooled, and which defense holds? ({results['run']})",
+        "",
+        f"{about['name'][:1].upper()}{about['name'][1:]}, {about['images']} images of {about['cases']} cases; split by {split_by} "
+        f"({SPLITS[split_by]}). {baseline['n']} test images of {baseline['n_cases']} cases; seed {baseline['seed']}.",
+        *["", DRAWN_NOTE] * about["synthetic"],
+        "",
+        "## In short",
+        "",
+        *_in_short(results, rows, split_by, primary_defense),
+        "",
+        "## Accuracy on the test images",
+        "",
+        *_accuracy(rows),
+        "",
+        f"{READING} PGD took {used.get('pgd_steps', 'some')} steps from the FGSM point and as many from a random one: accuracies under "
+        "attack are upper bounds. The worst case, right clean and right under every attack at every epsilon up to the one named, "
+        f"{_against_pgd(rows)}. The two models without a network were not attacked themselves and have none.",
+        "",
+        "![Accuracy against epsilon for every model](figures/06_curves.png)",
+        "",
+        "## Clean, by class",
+        "",
+        *_by_class(rows),
+    ]
+    text += _leakage(results, other.values())
+    text += _beside(results, {name: them for name, them in other.items() if _rows(them, split_by)}, split_by)
+    return "\n".join([*text, *_checks(results["checks"]), *_papers(results["papers"])]) + "\n"
+
+
+def _rows(results, split_by):
+    """The metrics of all images under one split: (model, attack, epsilon) -> row."""
+    return {
+        (row["model"], row["attack"], row["epsilon"]): row
+        for row in results["metrics"]
+        if row["subset"] == "all" and row["split_by"] == split_by
+    }
+
+
+def _models(rows):
+    return [name for name in figures.MODEL_COLORS if (name, "none", 0.0) in rows]
+
+
+def _epsilons(rows):
+    return sorted({epsilon for _, attack, epsilon in rows if attack == "pgd"})
+
+
+def _value(row, rate="accuracy"):
+    return "" if row is None else evaluation.number(row[rate]) + evaluation.interval(row, rate)
+
+
+def _header(*names):
+    return ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+
+
+def _in_short(results, rows, split_by, primary_defense):
+    """A few sentences: how the baseline falls, and what each defense changes at the epsilon it was trained for."""
+    epsilons = _epsilons(rows)
+    if not epsilons:
+        return ["No model was attacked with PGD."]
+    aim = results["parameters"].get("train_epsilon", 4) / 255
+    epsilon = min(epsilons, key=lambda each: abs(each - aim))
+    differences = {
+        (row["model_a"], row["attack"], row["epsilon"]): row
+        for row in results["comparisons"]
+        if row["split_by"] == split_by
+    }
+
+    def change(model, attack, epsilon):
+        row = differences.get((model, attack, epsilon))
+        if row is None:
+            return "not compared"
+        points = f"{100 * row['difference']:+.0f} points"
+        if row["low"] is not None:
+            points += f" [{100 * row['low']:+.0f}, {100 * row['high']:+.0f}]"
+        return f"{points}, p = {row['p_value']:.2g}"
+
+    at = f"PGD at {evaluation.format_epsilon(epsilon)}"
+    lines = [
+        f"- **Undefended**, the baseline has {_value(rows['baseline', 'none', 0.0])} clean and "
+        f"{_value(rows.get(('baseline', 'pgd', epsilon)))} under {at}."
+    ]
+    for model in _models(rows):
+        if model != "baseline" and (model, "pgd", epsilon) in rows:
+            name = figures.model_name(model)
+            named = " (the primary defense, as the run's parameters name it)" * (model == primary_defense)
+            lines.append(
+                f"- **{name[:1].upper()}{name[1:]}**{named}: {_value(rows[model, 'pgd', epsilon])} under {at}, "
+                f"against the baseline {change(model, 'pgd', epsilon)}; clean {change(model, 'none', 0.0)}; "
+                f"clean specificity {evaluation.number(rows[model, 'none', 0.0]['specificity'])}."
+            )
+    strongest = [rows[key] for key in rows if key[1:] == ("pgd", epsilons[-1])]
+    lines.append(
+        f"- Under PGD at {evaluation.format_epsilon(epsilons[-1])} no model keeps more than "
+        f"{evaluation.number(max(row['accuracy'] for row in strongest))}."
+    )
+    if ("color_only", "none", 0.0) in rows:
+        lines.append(
+            f"- **Color only**, six numbers an image and no network, has {_value(rows['color_only', 'none', 0.0])} clean: "
+            f"against the baseline {change('color_only', 'none', 0.0)}."
+        )
+    return lines
+
+
+def _accuracy(rows):
+    models, epsilons = _models(rows), _epsilons(rows)
+    tests = [("none", 0.0), *((attack, e) for attack in ("fgsm", "pgd", "worst_case") for e in epsilons)]
+    if _against_pgd(rows) == SAME:
+        tests = [test for test in tests if test[0] != "worst_case"]
+    lines = _header("test", *map(figures.model_name, models))
+    for attack, epsilon in tests:
+        cells = [_value(rows.get((model, attack, epsilon))) for model in models]
+        lines.append(f"| {' | '.join([figures.attack_name(attack, epsilon), *cells])} |")
+    return lines
+
+
+SAME = "equals PGD in every cell"
+
+
+def _against_pgd(rows):
+    pairs = [
+        (row["accuracy"], rows[model, "pgd", epsilon]["accuracy"])
+        for (model, attack, epsilon), row in rows.items()
+        if attack == "worst_case" and (model, "pgd", epsilon) in rows
+    ]
+    return SAME if pairs and all(one == two for one, two in pairs) else "has lines of its own"
+
+
+def _by_class(rows):
+    lines = _header("model", "balanced accuracy", "sensitivity", "specificity")
+    for model in _models(rows):
+        clean = rows[model, "none", 0.0]
+        cells = [_value(clean, rate) for rate in ("balanced_accuracy", "sensitivity", "specificity")]
+        lines.append(f"| {' | '.join([figures.model_name(model), *cells])} |")
+    return lines
+
+
+def _leakage(results, other):
+    """The models that were judged on both splits: how much of an accuracy is the images that share a case with training."""
+    everything = [*other, results]  # of several, this run's own values
+    clean = {kind: {} for kind in ("image", "case")}
+    for each in everything:
+        for kind, found in clean.items():
+            found |= {model: row for (model, attack, _), row in _rows(each, kind).items() if attack == "none"}
+    both = [name for name in figures.MODEL_COLORS if name in clean["image"] and name in clean["case"]]
+    if not both:
+        return []
+    lines = [
+        "",
+        "## What accuracy is made of: split by image and by case",
+        "",
+        "Split by image, cases lie on both sides, and a model may know the case by its stain. Clean test images; the last column is the "
+        "balanced accuracy that goes when no case is known.",
+        "",
+        *_header("model", "by image", "by case", "balanced by image", "balanced by case", "leakage"),
+    ]
+    for name in both:
+        pair = clean["image"][name], clean["case"][name]
+        cells = [_value(row, rate) for rate in ("accuracy", "balanced_accuracy") for row in pair]
+        cells.append(evaluation.number(pair[0]["balanced_accuracy"] - pair[1]["balanced_accuracy"]))
+        lines.append(f"| {' | '.join([figures.model_name(name), *cells])} |")
+    crossing = results["dataset"].get("crossing", ())
+    return [*lines, *[""] * bool(crossing), *leak_sentences(crossing)]
+
+
+def leak_sentences(crossing):
+    """What crosses from training to test in each split, a Markdown item each; crossing: the rows of `data.leaks` as dicts."""
+    return [
+        f"- Split by {row['split_by']}: {row['cases']} cases have images in training and outside it; of {row['test_images']} test images "
+        f"{row['shared_case']} belong to a case in training and {row['near_duplicates']} have a near duplicate there."
+        for row in crossing
+    ]
+
+
+def _beside(results, other, split_by):
+    """Runs on the same images and split, such as other seeds: every value in the order of the runs."""
+    if not other:
+        return []
+    every = [_rows(each, split_by) for each in (results, *other.values())]
+    lines = [
+        "",
+        "## Beside other runs",
+        "",
+        "Values in the order of the runs:",
+        "",
+        f"1. {results['run']}, this one",
+    ]
+    for number, (name, them) in enumerate(other.items(), 2):
+        differs = [
+            f"{key} {value}"
+            for key, value in them["parameters"].items()
+            if key not in ("run", "compare_with") and value != results["parameters"].get(key, value)
+        ]
+        lines.append(f"{number}. {name}: {', '.join(differs) or 'the same parameters'}")
+    models = _models(every[0])
+    lines += ["", *_header("test", *map(figures.model_name, models))]
+
+    def line(name, key, rate="accuracy"):
+        found = [[rows.get((model, *key)) for rows in every] for model in models]
+        cells = [
+            ", ".join(evaluation.number(row and row[rate]) for row in values) if any(values) else ""
+            for values in found
+        ]
+        return f"| {' | '.join([name, *cells])} |"
+
+    lines.append(line("clean", ("none", 0.0)))
+    for attack in ("fgsm", "pgd"):
+        lines += [line(figures.attack_name(attack, e), (attack, e)) for e in _epsilons(every[0])]
+    for rate in ("balanced_accuracy", "sensitivity", "specificity"):
+        lines.append(line(f"clean {rate.replace('_', ' ')}", ("none", 0.0), rate))
+    return [
+        *lines,
+        "",
+        "A seed draws split, starting weights, batches and noise anew, so test images differ too.",
+    ]
+
+
+def _checks(checks):
+    """One line a check, one column a model; below it what the check asks."""
+    found = {(check["name"], check["model"]): check for check in checks}
+    models = [name for name in figures.MODEL_COLORS if any(model == name for _, model in found)]
+    lines = [
+        "",
+        "## Checks",
+        "",
+        *_header("what a claim of robustness must survive", *map(figures.model_name, models)),
+    ]
+    for name in dict.fromkeys(name for name, _ in found):
+        cells = []
+        for model in models:
+            check = found.get((name, model), {"value": None})
+            value = None if check["value"] is None else round(check["value"], 6) + 0.0
+            cells.append("–" if value is None else f"{check['verdict']} ({evaluation.number(value)})")
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    lines += ["", "What the values say, for the baseline:", ""]
+    lines += [
+        f"- {check['name']}: {check['meaning']}"
+        for check in checks
+        if check["model"] == "baseline" and check["value"] is not None
+    ]
+    return lines
+
+
+def _papers(records):
+    """What two papers published, beside ours: a table each, what differs from their recipes, and where they contradict themselves."""
+    if not records:
+        return []
+    lines = ["", "## Beside the papers", "", "With a star where a reason stands below the table."]
+    for paper in dict.fromkeys(row["paper"] for row in records):
+        own = [row for row in records if row["paper"] == paper]
+        lines += [
+            "",
+            f"### {paper}",
+            "",
+            *_header("where", "what", "tested on", "published", "ours", "images"),
+        ]
+        for row in own:
+            ours = (
+                evaluation.number(row["measured"]) if isinstance(row["measured"], float) else row["measured"]
+            )
+            spread = evaluation.interval({"accuracy_low": row["low"], "accuracy_high": row["high"]})
+            ours = "*" if ours is None else f"{ours}{spread}{'*' * bool(row['reason'])}"
+            said = (row["table"], row["quantity"], row["tested"], row["published"], ours, row["n"] or "")
+            lines.append(f"| {' | '.join(map(str, said))} |")
+        reasons = dict.fromkeys(row["reason"] for row in own if row["reason"])
+        lines += [""] * bool(reasons) + [f"\\* {reason}" for reason in reasons]
+        lines += ["", f"What differs from {paper}, and what they leave open:", ""]
+        lines += [f"- {each}" for each in own[0]["deviations"]]
+    lines += ["", "Where the published numbers contradict each other, by computation:", ""]
+    lines += [f"- {paper}: {sentence}." for paper, sentence, agrees in papers.contradictions() if not agrees]
+    return lines

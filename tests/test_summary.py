@@ -1,0 +1,87 @@
+"""The summary, on the committed report of drawn tissue."""
+
+import json
+
+import pytest
+
+from lib import runs, summary
+
+
+@pytest.fixture
+def results():
+    return json.loads((runs.ROOT / "reports" / "quick" / "results.json").read_text())
+
+
+def of(results, model, attack, epsilon=0.0):
+    (row,) = (
+        row
+        for row in results["metrics"]
+        if row["model"] == model
+        and row["attack"] == attack
+        and row["subset"] == "all"
+        and row["split_by"] == "case"
+        and abs(row["epsilon"] - epsilon) < 1e-6
+    )
+    return row
+
+
+def test_it_says_in_short_what_the_tables_hold(results):
+    text = summary.write(results, "case", "adversarial_training")
+    short = text.split("## In short")[1].split("## ")[0]
+    defended = of(results, "adversarial_training", "pgd", 4 / 255)
+    (difference,) = (
+        row
+        for row in results["comparisons"]
+        if row["model_a"] == "adversarial_training"
+        and row["attack"] == "pgd"
+        and row["split_by"] == "case"
+        and abs(row["epsilon"] - 4 / 255) < 1e-6
+    )
+    line = next(
+        line for line in short.splitlines() if "**Adversarial training** (the primary defense" in line
+    )
+    assert f"{defended['accuracy']:.2f} [{defended['accuracy_low']:.2f}, " in line
+    assert f"{100 * difference['difference']:+.0f} points [{100 * difference['low']:+.0f}, " in line
+    assert f"{of(results, 'baseline', 'none')['accuracy']:.2f} [" in short
+    assert text.startswith(f"# {summary.DRAWN_BANNER}") and "nan" not in text.lower().split()
+    assert "Beside other runs" not in text and "Beside the papers" not in text
+
+
+def test_a_worst_case_that_is_not_pgd_has_its_own_lines(results):
+    assert "| worst case" not in summary.write(results, "case", "adversarial_training")
+    of(results, "baseline", "worst_case", 4 / 255)["accuracy"] = 0.01
+    assert "| worst case 4/255 | 0.01" in summary.write(results, "case", "adversarial_training")
+
+
+def test_other_seeds_and_the_other_split_stand_beside(results):
+    clean = of(results, "baseline", "none")
+    alone = summary.write(results, "case", "adversarial_training")
+    assert "| color only | " in alone.split("leakage")[1]
+    seed = results | {
+        "metrics": [dict(clean, seed=1, accuracy=0.123)],
+        "parameters": results["parameters"] | {"run": "second", "seed": 1},
+    }
+    both = summary.write(results, "case", "adversarial_training", {"second": seed})
+    assert "1. quick, this one\n2. second: seed 1\n" in both
+    assert f"| clean | {clean['accuracy']:.2f}, 0.12 | " in both.split("Beside other runs")[1]
+    by_image = results | {
+        "metrics": [dict(clean, split_by="image", balanced_accuracy=0.999, balanced_accuracy_low=None)]
+    }
+    both = summary.write(results, "case", "adversarial_training", {"by_image": by_image})
+    assert "Beside other runs" not in both
+    assert f"| 1.00 | {clean['balanced_accuracy']:.2f} [" in both
+    assert f"] | {0.999 - clean['balanced_accuracy']:.2f} |" in both
+
+
+def test_a_report_to_compare_with_must_be_there_and_stand_on_the_same_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_HOME", str(tmp_path))
+    here = {"fingerprint": "1"}
+    assert summary.published([], here) == {}
+    with pytest.raises(FileNotFoundError, match="No published report 'other' to compare with: run it first"):
+        summary.published(["other"], here)
+    folder = tmp_path / "reports" / "other"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"dataset": here}))
+    assert list(summary.published(["other"], here)) == ["other"]
+    with pytest.raises(ValueError, match="other images"):
+        summary.published(["other"], {"fingerprint": "2"})
