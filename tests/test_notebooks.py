@@ -150,8 +150,11 @@ def test_an_unchanged_study_is_skipped(smoke):
 def test_a_failing_stage_is_named_and_the_report_stays(smoke):
     home, _ = smoke
     before = (home / "reports" / "smoke" / "index.html").read_bytes()
-    command = [sys.executable, "-m", "lib.study", "smoke", "--home", str(home), "--set", "epsilons=[300]"]
+    command = [sys.executable, "-m", "lib.study", "smoke", "--home", str(home), "--set", "pretrained=nowhere"]
     done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1
-    assert "03_fgsm_attack.ipynb, cell" in done.stderr and "0 to 255" in done.stderr
+    assert (
+        "02_transfer_learning.ipynb, cell" in done.stderr
+        and "Unknown starting weights 'nowhere'" in done.stderr
+    )
     assert (home / "reports" / "smoke" / "index.html").read_bytes() == before
