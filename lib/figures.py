@@ -6,6 +6,7 @@ everywhere; epsilons are shown as k/255. `show` saves a figure beside the run an
 
 import functools
 import io
+import re
 import textwrap
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Ellipse
 
 from lib.evaluation import format_epsilon
 
@@ -71,6 +73,7 @@ ATTACK_NAMES = {
     "worst_case": "worst case",
 }
 RIGHT, WRONG = "✓", "✗"
+CELLS = {"tp": "true positives", "tn": "true negatives", "fp": "false positives", "fn": "false negatives"}
 
 
 def show(figure, folder, name, alt, tissue=False):
@@ -278,7 +281,7 @@ def split_overlap(split):
 
 @_styled
 def color_by_case(images, labels, cases):
-    """Mean red and blue of each image, joined to the mean of its case: stain tells the case.
+    """Mean red and blue of each image, and the mean and spread of each case: stain tells the case.
 
     images: uint8 (N, H, W, 3); labels: "benign" or "malignant", (N,); cases: (N,).
     The panel's title says which share of the color's variance (red, green and blue) lies between cases.
@@ -297,18 +300,20 @@ def color_by_case(images, labels, cases):
         color, marker = CLASS_COLORS.get(name, PALETTE[7]), "o" if name == "benign" else "^"
         mine = np.flatnonzero(labels == name)
         for k in np.unique(case[mine]):
-            points = colors[mine[case[mine] == k]]
-            for point in points:
-                axes.plot(
-                    [point[0], centers[k, 0]], [point[2], centers[k, 2]], color=color, lw=0.6, alpha=0.5
-                )
+            points = colors[mine[case[mine] == k]][:, [0, 2]]
+            if len(points) > 2:  # one standard deviation each way
+                variance, directions = np.linalg.eigh(np.cov(points.T))
+                width, height = 2 * np.sqrt(variance.clip(0))
+                angle = np.degrees(np.arctan2(*directions[::-1, 0]))
+                place = centers[k, [0, 2]]
+                axes.add_patch(Ellipse(place, width, height, angle=angle, fc=color, ec=color, alpha=0.25))
         axes.scatter(
             colors[mine, 0],
             colors[mine, 2],
-            s=16,
+            s=9,
             color=color,
             marker=marker,
-            alpha=0.7,
+            alpha=0.45,
             lw=0,
             label=f"{name}, an image",
         )
@@ -320,7 +325,8 @@ def color_by_case(images, labels, cases):
             color=color,
             marker=marker,
             ec="black",
-            label=f"{name}, mean of a case",
+            zorder=3,
+            label=f"{name}, mean of a case (ellipse: its standard deviation)",
         )
     share = (
         f"{between / total:.0%} of the variance in color lies between cases" if total else "all images alike"
@@ -582,11 +588,10 @@ def beside_paper(records, paper):
                 lw=1.2,
                 zorder=2,
             )
-        axes.set_yticks(range(len(names)), names, fontsize=8)
+        spelled = [re.sub(r"\b[tf][pn]$", lambda found: CELLS[found[0]], name) for name in names]
+        axes.set_yticks(range(len(names)), spelled, fontsize=8)
         axes.set(xlim=(-0.03, 1.03), ylim=(len(names) - 0.4, -0.6))
-        axes.set_xlabel(
-            "share of the matrix" if part is not parts[0] else "share of the images that are counted"
-        )
+        axes.set_xlabel("share of the matrix" if part is not parts[0] else "value (0 to 1)")
     handles = [Line2D([], [], ls="", marker="D", mfc="none", mec="0.1", label="published")]
     handles += [
         Line2D([], [], ls="", marker=mark, color=colors[on], label=f"ours, {on}")

@@ -164,14 +164,21 @@ def evaluate_without_network(folder, images, names, *, epsilons=(), seed=0, sour
     ]
 
 
-def examples(model, side, per_class=2):
-    """Positions of the first images of each class that the model gets right (of any, where it gets too few right)."""
-    batch, _ = side.tensors()
-    right = (evaluation.predict(model, batch) > 0) == (side.labels == 1)
+def examples(model, side, epsilon, among=8):
+    """Positions of two images of each class: one that the model gets right and FGSM at epsilon turns, one that stands.
+
+    They are the first such of the first `among` images of the class; where there is no such image, the first others.
+    """
+    batch, labels = side.tensors()
     chosen = []
     for label in (0, 1):
-        mine = np.flatnonzero(side.labels == label)
-        chosen += sorted(mine, key=lambda k: not right[k])[:per_class]
+        mine = np.flatnonzero(side.labels == label)[:among]
+        (turned,) = perturb(model, batch[mine], labels[mine], "fgsm", [epsilon])
+        before, after = (
+            (evaluation.predict(model, shown) > 0) == (label == 1) for shown in (batch[mine], turned)
+        )
+        falls, stands = mine[before & ~after], mine[before & after]
+        chosen += [*falls[:1], *stands[:1], *np.setdiff1d(mine, [*falls[:1], *stands[:1]])][:2]
     return [int(k) for k in chosen]
 
 

@@ -89,6 +89,26 @@ def test_pieces_of_other_epsilons_go_and_other_models_and_sides_stay(run):
     assert gone == {"baseline-pgd-2-case0.csv.gz", "baseline-pgd-2-case0.json"}
 
 
+def test_examples_hold_one_image_that_turns_and_one_that_stands_of_each_class():
+    """The margin is the distance of the red mean from a threshold: which images turn at which epsilon is known."""
+
+    class Red(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, images):
+            margin = (images[:, 0].mean((1, 2)) - 0.5) * self.weight
+            return torch.stack([torch.zeros_like(margin), margin], 1)
+
+    red = np.array([0.4, 0.2, 0.49, 0.6, 0.51, 0.45])  # the last malignant one is wrong as it is
+    pixels = np.broadcast_to((255 * red).round()[:, None, None, None], (6, 8, 8, 3)).astype(np.uint8)
+    side = data.Side(None, pixels, np.array([0, 0, 0, 1, 1, 1]), "")
+    assert robustness.examples(Red(), side, 8 / 255) == [2, 0, 4, 3]
+    assert robustness.examples(Red(), side, 0.0) == [0, 1, 3, 4], "none turns"
+    assert robustness.examples(Red(), side, 64 / 255) == [0, 1, 3, 4], "the second benign one stands"
+
+
 def test_noise_is_the_same_alone_and_in_a_row_of_epsilons(run):
     images = torch.rand(4, 3, 32, 32)
     both = robustness.perturb(None, images, None, "random_noise", EPSILONS, seed=3)
