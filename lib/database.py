@@ -151,7 +151,7 @@ def split_by_fold(root, selected, source=None, seed=0):
 
     root: a folder that holds dsfold1.txt to dsfold5.txt anywhere below it, with lines name|magnification|fold|train or test.
     source: images of other magnifications, for starting weights only, or None; they are split by the same files.
-    A tenth of each class of the training images is drawn for validation. The folds are by patient folder, so cases lie on both
+    A tenth of the training images of each class and magnification is drawn for validation. The folds are by patient folder, so cases lie on both
     sides: how many is said. An image may be tested in several folds, and files may name images that are not selected.
     Raises FileNotFoundError without the files, ValueError where a file names no BreaKHis image, or lacks a selected one.
     """
@@ -177,9 +177,12 @@ def split_by_fold(root, selected, source=None, seed=0):
         unknown = table["image"][~table["split"].isin(["train", "test"])]
         if len(unknown):
             raise ValueError(f"{path} says nothing of {len(unknown)} images, the first {unknown.iloc[0]}.")
-        for label in data.CLASSES:
-            train = np.flatnonzero((table["label"] == label) & (table["split"] == "train"))
-            table.loc[rng.permutation(train)[: max(1, len(train) // 10)], "split"] = "validation"
+        training = table[table["split"] == "train"]
+        for _, train in training.groupby(
+            ["label", "magnification"]
+        ):  # starting weights see one magnification alone
+            drawn = rng.permutation(train.index)[: max(1, len(train) // 10)]
+            table.loc[drawn, "split"] = "validation"
         crossing = data.cases_on_two_sides(table[table["split"] != "validation"])
         tqdm.write(f"fold {fold + 1} as published: {len(crossing)} cases lie both in training and in test")
         tables.append(table)

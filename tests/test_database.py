@@ -171,8 +171,9 @@ def test_the_official_folds_are_read_as_published(breakhis, tmp_path):
     for number, fold in enumerate(database.FOLDS):
         rows = table[table["fold"] == number]
         assert (rows["split"].replace("validation", "train").to_numpy() == listing[fold].to_numpy()).all()
-        held = rows[rows["split"] != "test"].groupby("label")["split"].value_counts(normalize=True)
-        assert held["benign", "validation"] == pytest.approx(0.1, abs=0.01)
+        held = rows[rows["split"] != "test"].groupby(["label", "magnification"])["split"]
+        shares = held.value_counts(normalize=True).xs("validation", level="split")
+        assert len(shares) == 8 and shares.between(0.095, 0.1).all(), "in each magnification"
         crossing = data.cases_on_two_sides(rows[rows["split"] != "validation"])
         assert 6 <= len(crossing) <= 8, "by patient folder: some cases lie on both sides"
 
