@@ -108,14 +108,14 @@ CHECKS = [
         _out_of_order,
         "at most",
         0.02,
-        "The accuracy under the attack that should be stronger lies {value:+.3f} above the weaker one's",
+        "The accuracy under the attack that should be stronger, minus that under the weaker one, is {value:+.3f}",
     ),
     (
         "FGSM does not overstate accuracy",
         _fgsm_only,
         "at most",
         0.15,
-        "The accuracy under FGSM lies {value:+.3f} above that under PGD, which is the one to read",
+        "The accuracy under FGSM, minus that under PGD, which is the one to read, is {value:+.3f}",
     ),
     (
         "answers both classes",
