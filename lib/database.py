@@ -137,13 +137,14 @@ def _unpack(archive, done):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with open(target, "wb") as file:
                     shutil.copyfileobj(tar.extractfile(member), file)
+        half.rename(done)
     except (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, ValueError) as error:
-        shutil.rmtree(half, ignore_errors=True)
         archive.unlink()
         raise ValueError(
             f"The archive is damaged or not BreaKHis ({error}): deleted, run again to download it anew."
         ) from error
-    half.rename(done)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def split_by_fold(root, selected, source=None, seed=0):
@@ -151,8 +152,9 @@ def split_by_fold(root, selected, source=None, seed=0):
 
     root: a folder that holds dsfold1.txt to dsfold5.txt anywhere below it, with lines name|magnification|fold|train or test.
     source: images of other magnifications, for starting weights only, or None; they are split by the same files.
-    A tenth of the training images of each class and magnification is drawn for validation. The folds are by patient folder, so cases lie on both
-    sides: how many is said. An image may be tested in several folds, and files may name images that are not selected.
+    A tenth of the training images of each class and magnification is drawn for validation. The folds are by patient folder, so
+    cases lie on both sides: how many is said. An image may be tested in several folds, and files may name images that are not
+    selected.
     Raises FileNotFoundError without the files, ValueError where a file names no BreaKHis image, or lacks a selected one.
     """
     index = selected if source is None else pd.concat([selected, source], ignore_index=True)
@@ -177,10 +179,8 @@ def split_by_fold(root, selected, source=None, seed=0):
         unknown = table["image"][~table["split"].isin(["train", "test"])]
         if len(unknown):
             raise ValueError(f"{path} says nothing of {len(unknown)} images, the first {unknown.iloc[0]}.")
-        training = table[table["split"] == "train"]
-        for _, train in training.groupby(
-            ["label", "magnification"]
-        ):  # starting weights see one magnification alone
+        # By magnification too: starting weights are trained, and validated, on one alone.
+        for _, train in table[table["split"] == "train"].groupby(["label", "magnification"]):
             drawn = rng.permutation(train.index)[: max(1, len(train) // 10)]
             table.loc[drawn, "split"] = "validation"
         crossing = data.cases_on_two_sides(table[table["split"] != "validation"])

@@ -1,8 +1,9 @@
 """One table of predictions, and every statistic that is made from it.
 
 A row of the table is one image under one evaluation (`COLUMNS`). Accuracy, intervals, tests and the worst case, like the
-verdicts of `checks`, are pure functions of that table, so whoever has the table can redo all of them without a model. Malignant is the positive class, and a decision is malignant when the margin is above 0. The statistical unit
-is the case: the images of one case are not independent.
+verdicts of `checks`, are pure functions of that table, so whoever has the table can redo all of them without a model.
+Malignant is the positive class, and a decision is malignant when the margin is above 0. The statistical unit is the case:
+the images of one case are not independent.
 """
 
 import gzip

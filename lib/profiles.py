@@ -13,12 +13,8 @@ import yaml
 from lib import runs
 
 DEFENSES = ("gaussian_noise", "merged_fgsm", "adversarial_training")
-NO_FOLDER = (
-    "synthetic",
-    "breakhis",
-)  # values of data_root: drawn tissue, and the database, downloaded where it is missing
-
-
+# Values of data_root: drawn tissue, and the database, downloaded where it is missing.
+NO_FOLDER = ("synthetic", "breakhis")
 # Where values must lie that a notebook would refuse only after hours of training.
 RANGES = {
     "epsilons": (0, 255),
