@@ -141,6 +141,8 @@ def _checked(name, annotation, value, where):
 
 
 def _absolute(name, value, base):
+    if name == "other_starts":
+        return [_absolute("pretrained", start, base) for start in value]
     is_path = (
         (name == "data_root" and value not in NO_FOLDER)
         or (name == "weights_dir" and value)

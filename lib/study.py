@@ -137,7 +137,8 @@ def _data_state(data_root):
         from lib import database
 
         listing = _listing(runs.home() / "data" / "BreaKHis_v1", skip=())
-        return None if len(listing) in (0, database.TOTAL) else listing
+        images = sum(name.endswith(".png") for name in listing)
+        return None if images in (0, database.TOTAL) else listing
     return _listing(Path(data_root), skip=())
 
 
