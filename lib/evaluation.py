@@ -198,6 +198,18 @@ def tested_rows(predictions):
     return rows.assign(malignant=malignant, right=right, toward_truth=np.where(malignant, margin, -margin))
 
 
+def margin_falls(predictions):
+    """Why images stand or fall under FGSM: medians over test images, a row for each model and epsilon.
+
+    Columns: model, epsilon, clean (margin toward the truth, in logits), fgsm (the same under attack), fall (what the step took).
+    """
+    rows = tested_rows(predictions).set_index(["model", "image", "fold"])
+    clean = rows.loc[rows["attack"] == "none", "toward_truth"].rename("clean")
+    attacked = rows[rows["attack"] == "fgsm"].join(clean).rename(columns={"toward_truth": "fgsm"})
+    attacked = attacked.assign(fall=attacked["clean"] - attacked["fgsm"])
+    return attacked.groupby(["model", "epsilon"])[["clean", "fgsm", "fall"]].median().reset_index()
+
+
 # ---------------------------------------------------------------- metrics and intervals
 
 

@@ -458,6 +458,13 @@ def test_worst_case_is_never_better_than_any_attack(seed):
         assert worst.loc[epsilon, "accuracy"] == pytest.approx(1 - fooled / len(table))
 
 
+def test_margin_falls_by_hand():
+    table = split_table(["malignant", "benign", "malignant"])
+    made = pd.concat([rows(table, [3.0, -1, 2]), rows(table, [1.0, 1, -2], attack="fgsm", epsilon=4 / 255)])
+    found = one(evaluation.margin_falls(made), model="baseline")
+    assert (found["clean"], found["fgsm"], found["fall"]) == (2.0, -1.0, 2.0)
+
+
 # ---------------------------------------------------------------- for people and files
 
 
