@@ -7,6 +7,9 @@ epsilon per channel value. Everything runs in float32 and eval mode. Making exam
 from contextlib import contextmanager
 
 import torch
+from pyautoattack.autopgd_base import APGDAttack
+from pyautoattack.fab_pt import FABAttack_PT
+from pyautoattack.square import SquareAttack
 
 # float32 is float32 on GPUs too: by default their convolutions round to TF32, ten bits, in attacks and answers alike.
 torch.backends.cudnn.allow_tf32 = False
@@ -18,6 +21,9 @@ DESCRIPTIONS = {
     "fgsm": "one signed gradient step on the margin, clipped to [0, 1]",
     "pgd": "projected signed gradient steps on the margin, from the FGSM point, then from a random start; an image is left alone once it is fooled",
     "transfer_fgsm": "the FGSM images of source_model, shown to this model",
+    "apgd_ce": "AutoAttack's PGD on cross-entropy, which sets its own step size",
+    "fab": "AutoAttack's search for the nearest image across the boundary",
+    "square": "AutoAttack's random search with squares, without gradients",
 }
 
 
@@ -145,3 +151,23 @@ def fgsm_from_random_start(model, images, labels, epsilon, generator=None):
         start = random_start(images, epsilon, generator)
         gradient = margin_gradient(model, start, labels)[1]
     return project(start + 1.25 * epsilon * gradient.sign(), images, epsilon)
+
+
+def autoattack(model, images, labels, name, epsilon, steps, seed=0):
+    """One attack of AutoAttack (Croce & Hein 2020): "apgd_ce", "fab" or "square". The others of its standard set need three classes.
+
+    images, labels as for `fgsm`; epsilon: a fraction in [0, 1]; steps: gradient steps, for "square" queries of the model.
+    Returns a batch like `images`; an image that was not fooled comes back as it was.
+    """
+    check_epsilon(epsilon)
+    options = {"eps": epsilon, "seed": seed, "device": images.device}
+    with frozen(model), torch.random.fork_rng():
+        if name == "apgd_ce":
+            attack = APGDAttack(model, n_iter=steps, **options)
+        elif name == "fab":
+            attack = FABAttack_PT(model, n_iter=steps, **options)
+        elif name == "square":
+            attack = SquareAttack(model, n_queries=steps, resc_schedule=False, **options)
+        else:
+            raise ValueError(f"Unknown attack {name!r}: use apgd_ce, fab or square.")
+        return project(attack.perturb(images, labels), images, epsilon)

@@ -20,7 +20,18 @@ from lib import runs
 
 COLUMNS = [
     *("image", "case", "label", "subtype", "magnification", "split", "split_by", "fold", "seed"),
-    *("model", "attack", "epsilon", "source_model", "p_malignant", "margin", "linf", "l2", "ssim"),
+    *(
+        "model",
+        "attack",
+        "epsilon",
+        "source_model",
+        "p_malignant",
+        "margin",
+        "margin_8bit",
+        "linf",
+        "l2",
+        "ssim",
+    ),
 ]
 EVALUATION = ["model", "attack", "epsilon", "split_by", "seed", "source_model"]
 TESTED = ["image", "fold"]  # one test of one image
@@ -28,16 +39,17 @@ RATES = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "precisi
 METRICS = [
     *(*EVALUATION, "subset", "n", "n_cases"),
     *(name + end for name in RATES for end in ("", "_low", "_high")),
+    *("accuracy_8bit", "accuracy_8bit_low", "accuracy_8bit_high"),
     *("patient_score", "auroc", "tp", "fp", "tn", "fn"),
 ]
 COMPARISONS = [
     *("model_a", "model_b", "attack", "epsilon", "split_by", "difference", "low", "high", "p_value", "test"),
-    *("seed", "source_model", "n", "n_cases"),
+    *("p_holm", "seed", "source_model", "n", "n_cases"),
 ]
 TEXT = ["image", "case", "label", "subtype", "split", "split_by", "model", "attack", "source_model"]
 WHOLE = ["magnification", "fold", "seed"]
 # From no attack to the strongest.
-ATTACKS = ("none", "random_noise", "transfer_fgsm", "fgsm", "pgd", "worst_case")
+ATTACKS = ("none", "random_noise", "transfer_fgsm", "fgsm", "pgd", "apgd_ce", "fab", "square", "worst_case")
 NOT_AIMED = ("random_noise", "transfer_fgsm")  # attacks that were not made for the model that is shown them
 # With fewer cases there are too few different resamples for a 95 % interval to mean anything.
 MIN_CASES = 5
@@ -71,11 +83,22 @@ def predict(model, images, batch_size=32):
 
 
 def prediction_rows(
-    table, *, model, attack, epsilon, margins, seed, source_model="", clean=None, perturbed=None
+    table,
+    *,
+    model,
+    attack,
+    epsilon,
+    margins,
+    seed,
+    source_model="",
+    clean=None,
+    perturbed=None,
+    margins_8bit=None,
 ):
     """The rows of the predictions table (`COLUMNS`) of one evaluation.
 
-    table: rows of split.csv, one for each image in order; margins: (N,), malignant minus benign logit;
+    table: rows of split.csv, one for each image in order; margins: (N,), malignant minus benign logit; margins_8bit: the same
+    for the images rounded to 8 bits, null where nothing was perturbed;
     epsilon: the allowed change of a channel value in [0, 1]; clean, perturbed: float32 tensors (N, 3, H, W) in
     [0, 1], both or neither. They give linf and l2 (over the whole image, in [0, 1] units) and the SSIM of
     Wang et al. 2004 with scikit-image's window of 7 pixels; without them the three are null.
@@ -95,6 +118,7 @@ def prediction_rows(
     )
     rows["p_malignant"] = expit(margins.astype(float)).round(6)
     rows["margin"] = margins
+    rows["margin_8bit"] = np.nan if margins_8bit is None else np.asarray(margins_8bit, np.float32)
     linf = l2 = ssim = np.full(len(rows), np.nan)
     if perturbed is not None:
         linf, l2, ssim = _distances(clean, perturbed)
@@ -114,7 +138,7 @@ def _distances(clean, perturbed):
         raise ValueError(
             f"Clean images {clean.shape} and perturbed images {perturbed.shape} differ in shape."
         )
-    change = (perturbed - clean).reshape(len(clean), -1)
+    change = (perturbed - clean).reshape(len(clean), int(np.prod(clean.shape[1:])))
     ssim = [
         structural_similarity(a, b, channel_axis=0, data_range=1.0)
         for a, b in zip(clean, perturbed, strict=True)
@@ -183,8 +207,9 @@ def _refuse_bad_rows(predictions, key):
 
 
 def tested_rows(predictions):
-    """The test rows, with `source_model` never null and `malignant`, `right` and `toward_truth` added.
+    """The test rows, with `source_model` never null and `malignant`, `right`, `right_8bit` and `toward_truth` added.
 
+    right_8bit is right (1.0) or not (0.0) after rounding to 8 bits, null where nothing was perturbed;
     toward_truth is the margin toward the true class: positive where the model is right, the attack's target.
     """
     rows = predictions[predictions["split"] == "test"].reset_index(drop=True)
@@ -194,8 +219,17 @@ def tested_rows(predictions):
     _refuse_bad_rows(rows[rows["split_by"] != "fold"], ["image", *EVALUATION])
     malignant = (rows["label"] == "malignant").to_numpy()
     margin = rows["margin"].to_numpy(float)
-    right = (margin > 0) == malignant
-    return rows.assign(malignant=malignant, right=right, toward_truth=np.where(malignant, margin, -margin))
+    return rows.assign(
+        malignant=malignant,
+        right=is_right(rows),
+        right_8bit=is_right(rows, "margin_8bit").astype(float).where(rows["margin_8bit"].notna()),
+        toward_truth=np.where(malignant, margin, -margin),
+    )
+
+
+def is_right(rows, margin="margin"):
+    """Whether each row's decision, malignant when the margin is above 0, is its label; margin: "margin" or "margin_8bit"."""
+    return (rows[margin] > 0) == (rows["label"] == "malignant")
 
 
 def margin_falls(predictions):
@@ -220,6 +254,7 @@ def metrics(predictions, resamples=2000, seed=0):
     split are pooled (out-of-fold predictions). All are fractions; _low and _high are those of `bootstrap_interval`.
     What does not exist is null (NaN or NA): with one class in the subset, everything about the other class, and the
     balanced accuracy, precision and AUROC, which need both; precision also when the model never answers malignant.
+    accuracy_8bit is the accuracy after rounding the perturbed images to 8 bits, null where there are none.
     patient_score is the mean over cases of the share that is right in each (Spanhol et al. 2016, section IV, with cases for
     patients).
     """
@@ -260,6 +295,10 @@ def _measure(rows, resamples, seed):
         for name, *three in rates
         for end, value in zip(("", "_low", "_high"), three, strict=True)
     }
+    rounded = rows["right_8bit"]
+    if rounded.notna().all():
+        low, high = bootstrap_interval(rounded, rows["case"], malignant, resamples=resamples, seed=seed)
+        measured |= {"accuracy_8bit": rounded.mean(), "accuracy_8bit_low": low, "accuracy_8bit_high": high}
     return measured | {
         "n": len(rows),
         "n_cases": rows["case"].nunique(),
@@ -344,7 +383,7 @@ def comparisons(predictions, baseline="baseline", resamples=2000, seed=0):
 
     difference is the accuracy of model_a minus that of model_b (the baseline) on the test images that both were
     given; its interval resamples cases, both models together, and is null under five cases in a class. The p-value
-    is two-sided, from `sign_flip_test`.
+    is two-sided, from `sign_flip_test`; p_holm is corrected for all comparisons of one split and seed (`holm`).
     """
     rows = tested_rows(predictions)
     setting = [name for name in EVALUATION if name != "model"]
@@ -368,7 +407,19 @@ def comparisons(predictions, baseline="baseline", resamples=2000, seed=0):
             | {"p_value": sign_flip_test(change, pair["case"]), "test": "sign-flip permutation over cases"}
             | {"n": len(pair), "n_cases": pair["case"].nunique()}
         )
-    return pd.DataFrame(found, columns=COMPARISONS)
+    found = pd.DataFrame(found, columns=COMPARISONS)
+    found["p_holm"] = found.groupby(["split_by", "seed"])["p_value"].transform(holm)
+    return found
+
+
+def holm(p_values):
+    """P-values corrected for their number, so that the chance of one false alarm among all stays below the level (Holm 1979)."""
+    p_values = np.asarray(p_values, float)
+    order = np.argsort(p_values)
+    corrected = np.empty(len(p_values))
+    factors = np.arange(len(p_values), 0, -1)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(factors * p_values[order]))
+    return corrected
 
 
 def sign_flip_test(differences, cases):
@@ -477,7 +528,9 @@ def readable(rows, columns):
         if value.is_integer() and value > 1:  # a count in a column with gaps
             return f"{value:.0f}"
         low, high = ("low", "high") if name in ("difference", "measured") else (f"{name}_low", f"{name}_high")
-        return f"{value:.3f}" if name == "p_value" else number(value) + _between(row.get(low), row.get(high))
+        return (
+            f"{value:.3f}" if name.startswith("p_") else number(value) + _between(row.get(low), row.get(high))
+        )
 
     side = {name: "right" if pd.api.types.is_numeric_dtype(rows[name]) else "left" for name in columns}
     lines = [

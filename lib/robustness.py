@@ -1,5 +1,6 @@
 """Shows a model the test images, as they are and under attack, and keeps the rows of the predictions table."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,14 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lib import attacks, data, evaluation, models, runs, training
+from lib import attacks, checks, data, evaluation, models, runs, training
 
 ATTACKS = ("random_noise", "fgsm", "pgd", "transfer_fgsm")
+CASCADE = (
+    "apgd_ce",
+    "fab",
+    "square",
+)  # costly: each is shown the images that stand under PGD and all before it
 BATCH_PIXELS = 2**19  # of the images attacked at once; bounds the memory of a backward pass
 
 
@@ -29,24 +35,35 @@ def start_recipe(start):
     return runs.file_hash(start) if Path(start).is_file() else str(start)
 
 
-def attack_table(epsilons, pgd_steps):
+def attack_table(epsilons, steps, audited=()):
     """What each attack name means in this run, one row an attack: steps, restarts, step size, queries, precision.
 
-    epsilons: fractions in [0, 1]; queries counts passes through the model for an image, at most.
+    epsilons: fractions in [0, 1]; steps: of the attacks that take several, by name ("square": queries); audited: the epsilons of the
+    `CASCADE`, which is left out where there are none. queries counts passes through the model for an image, at most.
     """
-    starts = 2
+    starts, of_pgd = 2, steps["pgd"]
     rows = {
         "none": (0, 0, "", 1),
         "random_noise": (0, 0, "", 1),
         "fgsm": (1, 0, "epsilon", 2),
-        "pgd": (pgd_steps, starts - 1, f"{2.5 / pgd_steps:g} epsilon", 2 + starts * (2 * pgd_steps + 1)),
+        "pgd": (of_pgd, starts - 1, f"{2.5 / of_pgd:g} epsilon", 2 + starts * (2 * of_pgd + 1)),
         "transfer_fgsm": (1, 0, "epsilon", 1),
     }
+    if audited:
+        rows |= {
+            "apgd_ce": (steps["apgd_ce"], 0, "2 epsilon, halved where it stalls", 2 * steps["apgd_ce"] + 4),
+            "fab": (steps["fab"], 0, "to the nearest boundary", 4 * steps["fab"] + 4),
+            "square": (0, 0, "", steps["square"] + 3),
+        }
     columns = ["name", "description", "steps", "restarts", "step_size", "queries", "epsilons", "precision"]
-    shown = " ".join(f"{epsilon * 255:g}/255" for epsilon in epsilons)
+
+    def shown(name):
+        of_it = [0.0] if name == "none" else audited if name in CASCADE else epsilons
+        return " ".join(map(evaluation.format_epsilon, of_it))
+
     return pd.DataFrame(
         [
-            (name, attacks.DESCRIPTIONS[name], *values, "0" if name == "none" else shown, "float32")
+            (name, attacks.DESCRIPTIONS[name], *values, shown(name), "float32")
             for name, values in rows.items()
         ],
         columns=columns,
@@ -61,86 +78,134 @@ def evaluate(
     *,
     side="test",
     epsilons=(),
-    pgd_steps=0,
+    steps=None,
     seed=0,
     source="baseline",
     margins=None,
 ):
     """The model's predictions on one side's images of every fold under each attack of `names`. Returns the rows.
 
-    folder: the run's; images: `data.Images`; epsilons: fractions in [0, 1]; source: the model whose FGSM images
-    `transfer_fgsm` shows; margins(fold) gives, for a model without a network, a function from images (n, H, W, 3) to margins.
-    Each attack's rows (PGD: each epsilon's) are a file in predictions/, kept: the same call goes on where it was killed.
+    folder: the run's; images: `data.Images`; epsilons: fractions in [0, 1]; steps: of the attacks that take several, by name
+    ("square": queries); source: the model whose FGSM images `transfer_fgsm` shows; margins(fold) gives, for a model without a
+    network, a function from images (n, H, W, 3) to margins.
+    An attack of the `CASCADE` goes on from the rows of the one before it, of PGD the first: an image that was fooled is not
+    shown again and keeps its row, and one that stands keeps the row that came nearest.
+    Each attack's rows (of those with steps: each epsilon's) are a file in predictions/, kept: the same call goes on where it was
+    killed. Raises FileNotFoundError where an attack of the cascade lacks the one before it.
     """
-    makes_rows = (evaluation.predict, evaluation.prediction_rows)
-    code = runs.code_hash(data.decode, data.Side, models.load, perturb, margins, *makes_rows)
+    steps = steps or {}
+    code = runs.code_hash(
+        data.decode, data.Side, models.load, evaluation.predict, _rows_under, _go_on, margins
+    )
     rows = []
     for fold in images.folds:
         shown = images.side(side, fold)
         batch, labels = shown.tensors()
+        split_by = shown.table["split_by"].iloc[0]
         path, source_path = checkpoint(folder, name, fold), checkpoint(folder, source, fold)
-        fitted_to = f"{name} on {images.side('train', fold).fingerprint}"
+        fitted_to = f"{name} on {images.side('train', fold).fingerprint}" if margins else runs.file_hash(path)
+        tail = f"{'' if side == 'test' else f'-{side}'}-{split_by}{fold}.csv.gz"
         network = answer = None
         for attack in names:
-            if attack == "transfer_fgsm" and name == source:
-                continue  # its own FGSM images are not a transfer
-            kept = []
             transfers = attack == "transfer_fgsm"
-            groups = (
-                [(epsilon,) for epsilon in epsilons]
-                if attack == "pgd"
-                else [(0.0,) if attack == "none" else tuple(epsilons)]
-            )
+            if transfers and name == source:
+                continue  # its own FGSM images are not a transfer
+            stem = f"{name}-{attack}" + f"-from_{source}" * (transfers and source != "baseline")
+            kept = []
+            alone = attack == "pgd" or attack in CASCADE
+            groups = [(e,) for e in epsilons] if alone else [(0.0,) if attack == "none" else tuple(epsilons)]
             for group in groups:
+                end = f"-{group[0] * 255:g}{tail}" if alone else tail
+                piece = folder / "predictions" / f"{stem}{end}"
+                kept.append(piece.name)
                 recipe = {
-                    "model": fitted_to if margins else runs.file_hash(path),
+                    "model": fitted_to,
                     "source": runs.file_hash(source_path) if transfers else "",
                     "images": [shown.fingerprint, list(batch.shape)],
-                    "attack": [attack, list(group), pgd_steps if attack == "pgd" else 0],
+                    "attack": [attack, list(group), steps.get(attack, 0)],
                     "seed": seed,
-                    "split_by": shown.table["split_by"].iloc[0],
+                    "split_by": split_by,
                     "code": code,
                 }
-                tail = (f"-{group[0] * 255:g}" if attack == "pgd" else "") + (
-                    "" if side == "test" else f"-{side}"
-                )
-                piece = folder / "predictions" / f"{name}-{attack}{tail}-{recipe['split_by']}{fold}.csv.gz"
-                kept.append(piece.name)
+                before, standing = None, np.arange(len(shown))
+                if attack in CASCADE:
+                    one_before = ("pgd", *CASCADE)[CASCADE.index(attack)]
+                    earlier = folder / "predictions" / f"{name}-{one_before}{end}"
+                    if not earlier.exists():
+                        raise FileNotFoundError(
+                            f"{attack} goes on from {earlier.name}: run {one_before} first."
+                        )
+                    before = evaluation.read_piece(earlier)
+                    standing = np.flatnonzero(evaluation.is_right(before))
+                    recipe["after"] = runs.file_hash(earlier)
                 if runs.is_current(piece, recipe):
                     rows.append(evaluation.read_piece(piece))
                     continue
-                if network is None and margins is None:
-                    network = _load(path)
                 if answer is None and margins:
-                    answer = margins(fold)
-                attacker = _load(source_path) if transfers else network
-                made = perturb(
-                    attacker, batch, labels, attack, group, pgd_steps, seed, f"{name} under {attack}"
+                    fitted = margins(fold)
+                    answer = lambda x, fitted=fitted: fitted(x.permute(0, 2, 3, 1).numpy())  # noqa: E731
+                elif answer is None:
+                    network = _load(path)
+                    answer = partial(evaluation.predict, network)
+                part = _rows_under(
+                    (shown.table.iloc[standing], batch[standing], labels[standing]),
+                    answer,
+                    _load(source_path) if transfers else network,
+                    attack,
+                    group,
+                    steps.get(attack, 0),
+                    {"model": name, "seed": seed, "source_model": source if transfers else ""},
                 )
-                part = pd.concat(
-                    [
-                        evaluation.prediction_rows(
-                            shown.table,
-                            model=name,
-                            attack=attack,
-                            epsilon=epsilon,
-                            margins=answer(perturbed.permute(0, 2, 3, 1).numpy())
-                            if answer
-                            else evaluation.predict(network, perturbed),
-                            seed=seed,
-                            source_model=source if transfers else "",
-                            **({} if attack == "none" else {"clean": batch, "perturbed": perturbed}),
-                        )
-                        for epsilon, perturbed in zip(group, made, strict=True)
-                    ],
-                    ignore_index=True,
-                )
+                part = part if before is None else _go_on(before, part, attack)
                 evaluation.write_piece(part, piece)
                 runs.write_recipe(piece, recipe)
                 rows.append(part)
-            if attack == "pgd":
-                _remove_others(folder, f"{name}-pgd-*-{recipe['split_by']}{fold}", side, kept)
+            if alone:
+                _remove_others(folder, f"{stem}-*-{split_by}{fold}", side, kept)
     return pd.concat(rows, ignore_index=True)
+
+
+def _rows_under(side, answer, attacker, attack, epsilons, steps, columns):
+    """The rows of the images of a side (table, images, labels) under one attack by `attacker`."""
+    table, clean, labels = side
+    made = perturb(
+        attacker,
+        clean,
+        labels,
+        attack,
+        epsilons,
+        steps,
+        columns["seed"],
+        f"{columns['model']} under {attack}",
+    )
+    rows = []
+    for epsilon, perturbed in zip(epsilons, made, strict=True):
+        changed = {} if attack == "none" else {"clean": clean, "perturbed": perturbed}
+        rows.append(
+            evaluation.prediction_rows(
+                table,
+                attack=attack,
+                epsilon=epsilon,
+                margins=answer(perturbed),
+                margins_8bit=answer(in_8_bits(perturbed)) if changed else None,
+                **columns,
+                **changed,
+            )
+        )
+    return pd.concat(rows, ignore_index=True)
+
+
+def _go_on(before, part, attack):
+    """The rows of an attack of the cascade: those of the attack before it, but for the images that this one (`part`) fooled."""
+    fooled = part[~evaluation.is_right(part)]
+    rows = before[~before["image"].isin(fooled["image"])]
+    rows = pd.concat([rows, fooled] if len(fooled) else [rows]).set_index("image").loc[before["image"]]
+    return rows.reset_index()[evaluation.COLUMNS].assign(attack=attack)
+
+
+def in_8_bits(images):
+    """Images as a file with 8 bits a channel keeps them; values in [0, 1]."""
+    return images.mul(255).round().div(255)
 
 
 def _remove_others(folder, pattern, side, kept):
@@ -182,6 +247,36 @@ def examples(model, side, epsilon, among=8):
     return [int(k) for k in chosen]
 
 
+def pgd_by_steps(folder, name, images, epsilon, settings, among, seed=0):
+    """How PGD's success grows with its steps, on `among` test images spread over all folds: rows of `checks.AUDIT`.
+
+    settings: (steps, restarts, step size as a share of epsilon), each tried on all of these images. The first row, of 0 steps, is
+    the clean image and the share of its channel values on which the margin does not depend. margin is the mean toward the truth.
+    """
+    found = []
+    for fold in images.folds:
+        shown = images.side("test", fold)
+        rows = np.unique(np.linspace(0, len(shown) - 1, -(-among // len(images.folds))).astype(int))
+        x, y = (part[rows].to(training.device()) for part in shown.tensors())
+        network = _load(checkpoint(folder, name, fold))
+        with attacks.frozen(network):
+            margins, gradient = attacks.margin_gradient(network, x, y)
+        clean = {"steps": 0, "restarts": 0, "step_size": 0.0, "margin": -margins.cpu()}
+        found.append(clean | {"zero_gradient": (gradient == 0).flatten(1).double().mean(1).cpu()})
+        for steps, restarts, share in tqdm(settings, desc=f"{name}, PGD by steps", delay=10, leave=False):
+            generator = torch.Generator().manual_seed(seed)
+            made = attacks.pgd(network, x, y, epsilon, steps, share * epsilon, generator, restarts)
+            with attacks.frozen(network), torch.no_grad():
+                margins = -attacks.margin(network(made), y).cpu()
+            found.append({"steps": steps, "restarts": restarts, "step_size": share, "margin": margins})
+    rows = pd.concat([pd.DataFrame(row) for row in found], ignore_index=True)
+    rows = rows.assign(accuracy=rows["margin"] > 0, n=1)
+    rows = rows.groupby(["steps", "restarts", "step_size"], as_index=False).agg(
+        {"n": "sum", "accuracy": "mean", "margin": "mean", "zero_gradient": "mean"}
+    )
+    return rows.assign(model=name, epsilon=epsilon)[checks.AUDIT]
+
+
 def batch_size(images):
     """How many images of this size to attack at once."""
     return max(8, BATCH_PIXELS // (images.shape[-1] * images.shape[-2]))
@@ -191,13 +286,13 @@ def _load(path):
     return models.load(path).to(training.device(), memory_format=torch.channels_last)
 
 
-def perturb(model, images, labels, attack, epsilons, pgd_steps=0, seed=0, label=None):
+def perturb(model, images, labels, attack, epsilons, steps=0, seed=0, label=None):
     """The images under one attack: a list of float32 batches (n, 3, H, W) on the CPU, one for each epsilon (a fraction).
 
-    Random parts depend on `seed` and the epsilon only. `label` names the work where it takes long enough to show progress.
+    steps: of PGD, APGD-CE and FAB, queries of Square. Random parts depend on `seed` and the epsilon only. `label` names the work where it takes long enough to show progress.
     """
-    if attack == "none":
-        return [images]
+    if attack == "none" or len(images) == 0:
+        return [images for _ in epsilons]
     generators = [
         torch.Generator().manual_seed(seed * 100_003 + round(epsilon * 255_000)) for epsilon in epsilons
     ]
@@ -215,13 +310,13 @@ def perturb(model, images, labels, attack, epsilons, pgd_steps=0, seed=0, label=
             batches = attacks.fgsm(model, x, y, epsilons)
         elif attack == "pgd":
             batches = (
-                attacks.pgd(
-                    model, x, y, epsilon, pgd_steps, attacks.pgd_step_size(epsilon, pgd_steps), generator
-                )
+                attacks.pgd(model, x, y, epsilon, steps, attacks.pgd_step_size(epsilon, steps), generator)
                 for epsilon, generator in zip(epsilons, generators, strict=True)
             )
+        elif attack in CASCADE:
+            batches = (attacks.autoattack(model, x, y, attack, epsilon, steps, seed) for epsilon in epsilons)
         else:
-            raise ValueError(f"Unknown attack {attack!r}: use random_noise, fgsm, transfer_fgsm or pgd.")
+            raise ValueError(f"Unknown attack {attack!r}: use {', '.join((*ATTACKS, *CASCADE))}.")
         for kept, batch in zip(done, batches, strict=True):
             kept.append(batch.cpu())
     return [torch.cat(kept) for kept in done]

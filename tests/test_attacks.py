@@ -151,3 +151,53 @@ def test_pgd_of_nothing_is_nothing(network):
         attacks.pgd(network, empty, torch.zeros(0, dtype=torch.int64), EPSILON, 2, EPSILON).shape
         == empty.shape
     )
+
+
+@pytest.mark.parametrize(("name", "steps"), [("apgd_ce", 20), ("fab", 20), ("square", 300)])
+def test_autoattack_turns_what_the_closed_form_says_can_be_turned(name, steps):
+    """On a linear model inside [0, 1] an image turns at epsilon = margin / L1 norm, and not before."""
+    model, images = Linear(), 0.4 + 0.2 * torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    if name == "square":  # squares of one color need weights of one sign in each channel
+        signs = torch.tensor([1.0, -1, 0]).repeat_interleave(64)
+        model.weight.data = model.weight.data.abs() * torch.stack([signs, -signs])
+    logits = model(images).detach()
+    labels = logits.argmax(1)
+    needed = (logits[:, 0] - logits[:, 1]).abs() / (model.weight[0] - model.weight[1]).abs().sum()
+    epsilon = needed.median().item() * 1.0001
+    state = torch.get_rng_state()
+    perturbed = attacks.autoattack(model, images, labels, name, epsilon, steps)
+    assert torch.equal(torch.get_rng_state(), state)
+    fooled = attacks.margin(model(perturbed), labels) > 0
+    assert not fooled[needed > epsilon].any()
+    # Square never changes the last row and column, a quarter of these small images.
+    assert fooled[needed < epsilon * (0.7 if name == "square" else 0.99)].all() and fooled.sum() >= 5
+    assert torch.equal(perturbed[~fooled], images[~fooled])
+    if name == "fab":
+        distance = (perturbed - images).abs().amax((1, 2, 3))
+        assert torch.allclose(distance[fooled], needed[fooled], rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ["apgd_ce", "fab", "square"])
+def test_autoattack_stays_in_the_ball_and_leaves_the_wrong_ones_and_the_model_alone(network, images, name):
+    labels = torch.arange(len(images)) % 2
+    network.train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with torch.no_grad():
+        wrong = attacks.margin(network.eval()(images), labels) > 0
+    network.train()
+    perturbed = attacks.autoattack(network, images, labels, name, EPSILON, 20)
+    again = attacks.autoattack(network, images, labels, name, EPSILON, 20)
+    assert torch.equal(perturbed, again)
+    assert network.training and all(parameter.requires_grad for parameter in network.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert (perturbed - images).abs().max() <= EPSILON + 1e-6
+    assert perturbed.min() >= 0 and perturbed.max() <= 1
+    assert torch.equal(perturbed[wrong], images[wrong])
+
+
+def test_autoattack_refuses_what_it_does_not_know(network, images):
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    with pytest.raises(ValueError, match="use apgd_ce, fab or square"):
+        attacks.autoattack(network, images, labels, "apgd", EPSILON, 5)
+    with pytest.raises(ValueError, match="out of range"):
+        attacks.autoattack(network, images, labels, "fab", -0.1, 5)

@@ -8,7 +8,7 @@ from test_evaluation import rows, split_table
 from lib import checks
 
 
-def study(right, model="baseline", **more):
+def study(right, model="baseline", lost_by_rounding=0, **more):
     """Predictions of ten malignant and ten benign images with given numbers right (the first ones of a class)."""
     table = split_table(["malignant"] * 10 + ["benign"] * 10)
     toward = np.tile(np.arange(10), 2)
@@ -16,16 +16,29 @@ def study(right, model="baseline", **more):
     made = []
     for (attack, k), count in right.items():
         margins = np.where(toward < count, 1, -1) * sign
-        made.append(rows(table, margins, model, attack, k / 255, **more))
+        saved = np.where(toward < count + lost_by_rounding, 1, -1) * sign
+        made.append(rows(table, margins, model, attack, k / 255, margins_8bit=saved, **more))
     return pd.concat(made)
 
 
-def verdict_of(predictions, model="baseline"):
-    return {row["name"]: row["verdict"] for row in checks.verdicts(predictions) if row["model"] == model}
+def audit(usual=0.4, most=0.4, zero=0.0, model="baseline"):
+    """What PGD finds with 5 and with 20 steps, and with ten steps too small to get anywhere."""
+    settings = [(0, 0, 0.0, 0.9), (5, 1, 0.5, usual), (10, 1, 0.03, 0.9), (20, 4, 0.125, most)]
+    rows = [
+        {"model": model, "epsilon": 4 / 255, "steps": steps, "restarts": restarts, "step_size": size}
+        | {"n": 10, "accuracy": accuracy, "margin": 0.0, "zero_gradient": None if steps else zero}
+        for steps, restarts, size, accuracy in settings
+    ]
+    return pd.DataFrame(rows)
+
+
+def verdict_of(predictions, model="baseline", audited=None):
+    found = checks.verdicts(predictions, audit() if audited is None else audited)
+    return {row["name"]: row["verdict"] for row in found if row["model"] == model}
 
 
 HEALTHY = {("none", 0): 9, ("random_noise", 4): 9, ("transfer_fgsm", 4): 6, ("fgsm", 2): 5, ("fgsm", 4): 4}
-HEALTHY |= {("pgd", 2): 5, ("pgd", 4): 3}
+HEALTHY |= {("pgd", 2): 5, ("pgd", 4): 3, ("fab", 4): 3, ("square", 4): 3, ("pgd", 64): 0}
 
 
 @pytest.mark.parametrize(
@@ -33,23 +46,41 @@ HEALTHY |= {("pgd", 2): 5, ("pgd", 4): 3}
     [
         ({}, None),
         ({("fgsm", 2): 4}, "PGD fools what FGSM fools"),
-        ({("pgd", 4): 6, ("fgsm", 4): 6}, "success grows with epsilon"),
+        ({("pgd", 4): 6, ("fgsm", 4): 6, ("fab", 4): 6, ("square", 4): 6}, "success grows with epsilon"),
         ({("transfer_fgsm", 4): 2}, "white-box beats transfer, transfer beats noise"),
         ({("random_noise", 4): 5}, "white-box beats transfer, transfer beats noise"),
         ({("fgsm", 4): 8}, "FGSM does not overstate accuracy"),
+        ({("fab", 4): 2, ("square", 4): 1}, "an attack without gradients finds little more"),
+        ({("fab", 4): 2, ("square", 4): 2}, "stronger attacks find little more"),
+        ({("pgd", 64): 1}, "a huge epsilon turns everything"),
     ],
 )
 def test_each_check_fails_on_what_it_is_for(change, broken):
     found = verdict_of(study(HEALTHY | change))
-    assert {name for name, verdict in found.items() if verdict == "fails"} == ({broken} if broken else set())
+    fails = {name for name, verdict in found.items() if verdict == "fails"}
+    implied = {"stronger attacks find little more"} if "without gradients" in str(broken) else set()
+    assert fails - implied == ({broken} if broken else set())
     assert "not applicable" not in found.values()
+
+
+@pytest.mark.parametrize(
+    ("options", "broken"),
+    [
+        ({"audited": audit(most=0.3)}, "more steps and restarts find little more"),
+        ({"audited": audit(zero=0.5)}, "gradients are there"),
+        ({"lost_by_rounding": 1}, "adversarial images survive saving"),
+    ],
+)
+def test_each_check_of_the_audit_fails_on_what_it_is_for(options, broken):
+    found = verdict_of(study(HEALTHY, lost_by_rounding=options.pop("lost_by_rounding", 0)), **options)
+    assert {name for name, verdict in found.items() if verdict == "fails"} == {broken}
 
 
 def test_a_model_that_always_says_malignant_fails():
     table = split_table(["malignant"] * 10 + ["benign"] * 10)
     found = checks.verdicts(rows(table, np.ones(20), "always_malignant"))
-    assert [row["verdict"] for row in found] == ["not applicable"] * 4 + ["fails"]
-    assert [row["value"] for row in found] == [None] * 4 + [0.0]
+    assert [row["verdict"] for row in found] == ["not applicable"] * 10 + ["fails"]
+    assert [row["value"] for row in found] == [None] * 10 + [0.0]
     assert "specificity" in found[-1]["meaning"]
     alone = checks.verdicts(rows(table[:10], np.ones(10)))
     assert {row["verdict"] for row in alone} == {"not applicable"}

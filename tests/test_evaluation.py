@@ -396,6 +396,26 @@ def test_comparisons_pair_the_same_images():
     assert np.isnan(few["low"])
 
 
+def test_holm_gives_the_published_correction():
+    """The textbook example: 0.01, 0.04, 0.03, 0.005 become 0.03, 0.06, 0.06, 0.02."""
+    assert evaluation.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert evaluation.holm([0.7, 0.9]).tolist() == [1, 1]
+    assert evaluation.holm([]).shape == (0,)
+
+
+def test_comparisons_are_corrected_within_a_split_and_a_seed():
+    table, margins = random_table(4)
+    made = [
+        rows(table, sign * margins, model, seed=seed)
+        for seed in (0, 1)
+        for model, sign in (("baseline", 1), ("one", -1), ("other", 1))
+    ]
+    found = evaluation.comparisons(pd.concat(made))
+    for _, own in found.groupby("seed"):
+        assert own["p_holm"].tolist() == evaluation.holm(own["p_value"]).tolist()
+        assert (own["p_holm"] >= own["p_value"]).all() and len(own) == 2
+
+
 # ---------------------------------------------------------------- the worst case
 
 

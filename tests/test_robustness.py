@@ -1,9 +1,11 @@
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from lib import attacks, data, evaluation, models, robustness
+from lib import attacks, checks, data, evaluation, models, robustness
 
 EPSILONS = [2 / 255, 8 / 255]
 
@@ -23,7 +25,7 @@ def run(drawn, tmp_path_factory):
 def test_every_attack_gives_a_row_for_each_image_and_epsilon(run):
     folder, images = run
     rows = robustness.evaluate(
-        folder, "defended", images, ["none", *robustness.ATTACKS], epsilons=EPSILONS, pgd_steps=2
+        folder, "defended", images, ["none", *robustness.ATTACKS], epsilons=EPSILONS, steps={"pgd": 2}
     )
     test = images.side("test")
     assert rows.groupby(["attack", "epsilon"]).size().eq(len(test)).all()
@@ -44,7 +46,7 @@ def test_every_attack_gives_a_row_for_each_image_and_epsilon(run):
 
 def test_finished_rows_are_kept_and_a_changed_checkpoint_is_judged_anew(run):
     folder, images = run
-    options = {"epsilons": EPSILONS, "pgd_steps": 2}
+    options = {"epsilons": EPSILONS, "steps": {"pgd": 2}}
     robustness.evaluate(folder, "baseline", images, ["none", "pgd"], **options)
     piece = folder / "predictions" / "baseline-pgd-8-case0.csv.gz"
     written = piece.stat().st_ino
@@ -77,9 +79,139 @@ def test_color_only_is_judged_anew_when_its_training_images_change(run, tmp_path
     assert (again["margin"] != color["margin"]).any()
 
 
+STEPS = {"pgd": 2, "apgd_ce": 3, "fab": 3, "square": 20}
+
+
+def test_the_cascade_goes_on_from_pgd_and_keeps_what_was_fooled(run):
+    folder, images = run
+    epsilon, count = EPSILONS[1:], len(images.side("test"))
+    with pytest.raises(FileNotFoundError, match="run fab first"):
+        robustness.evaluate(folder, "defended", images, ["square"], epsilons=epsilon, steps=STEPS)
+    rows = robustness.evaluate(
+        folder, "defended", images, ["pgd", *robustness.CASCADE], epsilons=epsilon, steps=STEPS
+    )
+    by_attack = [rows[rows["attack"] == name].reset_index(drop=True) for name in ("pgd", *robustness.CASCADE)]
+    assert [len(part) for part in by_attack] == [count] * 4
+    for before, after in itertools.pairwise(by_attack):
+        fooled = ~evaluation.is_right(before)
+        assert before["image"].tolist() == after["image"].tolist()
+        columns = [name for name in evaluation.COLUMNS if name != "attack"]
+        stays = fooled | evaluation.is_right(after)
+        pd.testing.assert_frame_equal(
+            before.loc[stays, columns], after.loc[stays, columns], check_dtype=False
+        )
+        assert not evaluation.is_right(after)[fooled].any()
+    assert (rows["linf"] <= rows["epsilon"] + 1e-6).all() and rows["margin_8bit"].notna().all()
+
+
+def test_nothing_left_to_fool_is_no_error(run):
+    folder, images = run
+    side = images.side("test")
+    piece = folder / "predictions" / "defended-pgd-8-case0.csv.gz"
+    robustness.evaluate(folder, "defended", images, ["pgd"], epsilons=EPSILONS[1:], steps=STEPS)
+    fooled = evaluation.read_piece(piece)
+    fooled["margin"] = np.where(fooled["label"] == "malignant", -1.0, 1.0)
+    evaluation.write_piece(fooled, piece)
+    rows = robustness.evaluate(
+        folder, "defended", images, robustness.CASCADE, epsilons=EPSILONS[1:], steps=STEPS
+    )
+    assert len(rows) == 3 * len(side) and not evaluation.is_right(rows).any()
+
+
+def test_images_of_another_model_are_a_transfer_of_their_own(run):
+    folder, images = run
+    options = {"epsilons": EPSILONS, "source": "defended"}
+    rows = robustness.evaluate(folder, "baseline", images, ["transfer_fgsm"], **options)
+    assert set(rows["source_model"]) == {"defended"} and len(rows) == 2 * len(images.side("test"))
+    assert (folder / "predictions" / "baseline-transfer_fgsm-from_defended-case0.csv.gz").exists()
+
+
+class Masked(torch.nn.Module):
+    """A model that looks at a hundred gray levels only: its gradient is zero, but it is no harder to fool."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        seen = (images * 100).round() / 100
+        margin = (seen[:, 0].mean((1, 2)) - seen[:, 2].mean((1, 2))) * self.weight
+        return torch.stack([torch.zeros_like(margin), margin], 1)
+
+
+class Overfitted(torch.nn.Module):
+    """A margin that falls within one small step and rises again: it stands where FGSM lands and falls on the way there."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        red = images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
+        margin = red.sign() * (0.05 * torch.cos(red.abs() * 90) + 0.02) * self.weight
+        return torch.stack([torch.zeros_like(margin), margin], 1)
+
+
+def audited(model, folder, images, monkeypatch):
+    """All attacks on a planted model, and the checks on what they found, by name."""
+    monkeypatch.setattr(models, "load", lambda path: model)
+    options = {"epsilons": [4 / 255, 64 / 255], "steps": STEPS | {"pgd": 5, "square": 100}}
+    rows = robustness.evaluate(folder, "planted", images, ["none", *robustness.ATTACKS], **options)
+    options["epsilons"] = options["epsilons"][:1]
+    cascade = robustness.evaluate(folder, "planted", images, robustness.CASCADE, **options)
+    settings = [(5, 1, 0.5), (20, 4, 0.125)]
+    steps = robustness.pgd_by_steps(folder, "planted", images, 4 / 255, settings, among=4)
+    found = checks.verdicts(pd.concat([rows, cascade]), steps)
+    return {check["name"]: check for check in found}
+
+
+@pytest.fixture
+def colored(run, tmp_path):
+    """Images of which the classes differ a little in red and blue, and a checkpoint that only has to be there."""
+    rng = np.random.default_rng(0)
+    table = run[1].side("test").table.reset_index(drop=True)
+    shade = np.where(table["label"] == "malignant", 6, -6)[:, None, None]
+    pixels = rng.integers(100, 140, (len(table), 16, 16, 3))
+    pixels[...] = pixels[..., :1]
+    pixels[..., 0] += shade
+    for name in ("planted", "baseline"):
+        models.save(models.build("none"), tmp_path / "models" / f"{name}.safetensors", {})
+    stored = pixels.astype(np.uint8)
+    return tmp_path, data.Images(table, data.Pixels(stored, np.arange(len(table))))
+
+
+def test_a_planted_masked_model_is_caught(colored, monkeypatch):
+    found = audited(Masked(), *colored, monkeypatch)
+    assert found["gradients are there"]["verdict"] == "fails"
+    assert found["an attack without gradients finds little more"]["verdict"] == "fails"
+    assert found["a huge epsilon turns everything"]["verdict"] == "fails"
+
+
+def test_a_planted_overfitted_model_is_caught(colored, monkeypatch):
+    found = audited(Overfitted(), *colored, monkeypatch)
+    assert found["FGSM does not overstate accuracy"]["verdict"] == "fails"
+    assert found["gradients are there"]["verdict"] == "holds"
+
+
+def test_pgd_by_steps_counts_images_and_gradients(run):
+    folder, images = run
+    settings = [(1, 0, 1.0), (3, 1, 0.5)]
+    found = robustness.pgd_by_steps(folder, "defended", images, EPSILONS[1], settings, among=3)
+    assert list(found.columns) == checks.AUDIT and (found["n"] == 3).all()
+    assert found[["steps", "restarts", "step_size"]].to_numpy().tolist() == [
+        [0, 0, 0],
+        [1, 0, 1],
+        [3, 1, 0.5],
+    ]
+    assert found["accuracy"].is_monotonic_decreasing
+    assert (
+        found["zero_gradient"].notna().tolist() == [True, False, False] and found["zero_gradient"][0] < 0.05
+    )
+
+
 def test_pieces_of_other_epsilons_go_and_other_models_and_sides_stay(run):
     folder, images = run
-    options = {"pgd_steps": 2}
+    options = {"steps": {"pgd": 2}}
     robustness.evaluate(folder, "baseline", images, ["none", "pgd"], epsilons=EPSILONS, **options)
     robustness.evaluate(folder, "baseline", images, ["pgd"], side="validation", epsilons=EPSILONS, **options)
     robustness.evaluate(folder, "defended", images, ["pgd"], epsilons=EPSILONS, **options)
@@ -120,11 +252,14 @@ def test_noise_is_the_same_alone_and_in_a_row_of_epsilons(run):
 
 
 def test_an_unknown_attack_lists_the_known_ones(run):
-    with pytest.raises(ValueError, match="transfer_fgsm or pgd"):
+    with pytest.raises(ValueError, match="transfer_fgsm, apgd_ce"):
         robustness.perturb(None, torch.rand(1, 3, 32, 32), torch.zeros(1), "fgms", EPSILONS)
 
 
 def test_each_attack_name_is_explained():
-    table = robustness.attack_table(EPSILONS, 10)
+    table = robustness.attack_table(EPSILONS, {"pgd": 10})
+    whole = robustness.attack_table(EPSILONS, STEPS, EPSILONS[1:])
+    assert set(whole["name"]) == set(attacks.DESCRIPTIONS)
+    assert whole.set_index("name").loc["square", ["queries", "epsilons"]].tolist() == [23, "8/255"]
     assert set(table["name"]) == {"none", *robustness.ATTACKS} <= set(attacks.DESCRIPTIONS)
     assert table.set_index("name").loc["pgd", ["steps", "step_size"]].tolist() == [10, "0.25 epsilon"]
