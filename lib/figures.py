@@ -444,10 +444,11 @@ def noise_zoom(image, noisy, sigma):
 
 
 @_styled
-def accuracy_curves(metrics, subset="all", attacks=("fgsm", "pgd"), split_by=None):
+def accuracy_curves(metrics, subset="all", attacks=("fgsm", "pgd"), split_by=None, values=("accuracy",)):
     """Accuracy against epsilon: a panel for each attack, a line for each model, with 95 % intervals over cases.
 
-    metrics: rows of `evaluation.metrics`; split_by may be left out where there is only one. Further seeds are thin
+    metrics: rows of `evaluation.metrics`; split_by may be left out where there is only one; values: rates to show instead of
+    accuracy, a panel each. Further seeds are thin
     lines without a band; the dotted line is what answering malignant always gets.
     """
     rows = _chosen(metrics, subset, split_by)
@@ -457,14 +458,16 @@ def accuracy_curves(metrics, subset="all", attacks=("fgsm", "pgd"), split_by=Non
     colors = _colors(models)
     epsilons = sorted({0.0, *rows.loc[rows["attack"].isin(attacks), "epsilon"]})
     place = {epsilon: k for k, epsilon in enumerate(epsilons)}
-    columns = min(len(attacks), 3)
-    lines = -(-len(attacks) // columns)
+    shown = [(attack, value) for attack in attacks for value in values]
+    columns = min(len(shown), 3)
+    lines = -(-len(shown) // columns)
     what = "all images" if subset == "all" else f"{subset} images"
-    title = f"Accuracy against epsilon, the largest change of a channel value: {what}{_how_many(rows)}"
+    named = " and ".join(values).capitalize()
+    title = f"{named} against epsilon, the largest change of a channel value: {what}{_how_many(rows)}"
     figure, grid = _panels(lines, columns, 3.3 * lines + 1.1, title, sharey=True, sharex=True)
-    for axes in grid.flat[len(attacks) :]:
+    for axes in grid.flat[len(shown) :]:
         axes.axis("off")
-    for axes, attack in zip(grid.flat, attacks, strict=False):
+    for axes, (attack, value) in zip(grid.flat, shown, strict=False):
         for model in models:
             mine = rows[(rows["model"] == model) & (rows["attack"] == attack) & (attack != "none")]
             start = clean[clean["model"] == model].assign(source_model="")
@@ -476,20 +479,24 @@ def accuracy_curves(metrics, subset="all", attacks=("fgsm", "pgd"), split_by=Non
                 for number, (_, points) in enumerate(line.groupby("seed", sort=True)):
                     x = points["epsilon"].map(place).to_numpy(float)
                     y, low, high = (
-                        points[name].to_numpy(float) for name in ("accuracy", "accuracy_low", "accuracy_high")
+                        points[name].to_numpy(float) for name in (value, f"{value}_low", f"{value}_high")
                     )
                     style = {"color": colors[model], "linestyle": ATTACK_LINES.get(attack, "-")}
                     style |= {"lw": 0.9, "alpha": 0.7} if number else {"marker": "o"}
                     axes.plot(x, y, **style)
                     if number == 0:
                         axes.fill_between(x, low, high, color=colors[model], alpha=0.12, linewidth=0)
-        axes.axhline(_malignant_share(rows), color="0.1", linestyle=":", linewidth=1.3, zorder=1)
-        axes.set(title=attack_name(attack), ylim=(-0.03, 1.03))
+        always = {"accuracy": _malignant_share(rows), "balanced_accuracy": 0.5, "sensitivity": 1}
+        axes.axhline(always.get(value, 0), color="0.1", linestyle=":", linewidth=1.3, zorder=1)
+        title = attack_name(attack) if len(values) == 1 else f"{value} under {attack_name(attack)}"
+        axes.set(title=title.replace("_", " "), ylim=(-0.03, 1.03))
         axes.set_xticks(range(len(epsilons)), [format_epsilon(e) for e in epsilons])
         axes.tick_params("x", rotation=45 if len(epsilons) * columns > 16 else 0, labelbottom=True)
         axes.set_xlabel("epsilon (not to scale)")
     for row in grid:
-        row[0].set_ylabel("accuracy (fraction of images)")
+        row[0].set_ylabel(
+            "accuracy (fraction of images)" if values == ("accuracy",) else "fraction of images"
+        )
     handles = [Line2D([], [], color=colors[model], marker="o", label=model_name(model)) for model in models]
     handles.append(Line2D([], [], color="0.1", ls=":", label="always malignant"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
@@ -611,6 +618,8 @@ def _chosen(metrics, subset, split_by):
             f"These metrics hold several ways of splitting: choose split_by among {', '.join(kinds)}."
         )
     rows = metrics[(metrics["subset"] == subset) & (metrics["split_by"] == (split_by or kinds[0]))]
+    # Images transferred from other models than the baseline have a matrix of their own.
+    rows = rows[rows["source_model"].fillna("").isin(["", "baseline"])]
     if rows.empty:
         raise ValueError(f"No metrics of subset {subset!r} with split_by {split_by!r}.")
     return rows
@@ -729,4 +738,167 @@ def comparison_heatmap(metrics, value="accuracy", subset="all", split_by=None):
     axes.tick_params(length=0, labelrotation=0)
     axes.grid(False)
     axes.set(xlabel="model", ylabel="attack and epsilon")
+    return figure
+
+
+# ---------------------------------------------------------------- the audit
+
+
+@_styled
+def transfer_matrix(metrics, epsilon, split_by=None):
+    """Accuracy of every model (rows) on the FGSM images of every model (columns) at one epsilon; its own on the diagonal.
+
+    metrics: rows of `evaluation.metrics`, transfers from all models among them; epsilon: a fraction.
+    """
+    metrics = pd.DataFrame(metrics)
+    own = _chosen(metrics, "all", split_by)
+    rows = metrics[
+        (metrics["subset"] == "all")
+        & (metrics["split_by"] == own["split_by"].iloc[0])
+        & metrics["attack"].isin(["fgsm", "transfer_fgsm"])
+        & np.isclose(metrics["epsilon"], epsilon)
+    ]
+    rows = rows.assign(source=rows["source_model"].where(rows["attack"] != "fgsm", rows["model"]))
+    sources, models = (_in_order(rows[name], MODEL_COLORS) for name in ("source", "model"))
+    table = rows.astype({"accuracy": float}).groupby(["model", "source"])["accuracy"].mean()
+    cells = np.array([[table.get((m, s), np.nan) for s in sources] for m in models], float)
+    title = f"Accuracy on FGSM images at {format_epsilon(epsilon)} made for another model{_how_many(own)}"
+    figure, grid = _panels(1, 1, 0.5 * len(models) + 2, title)
+    axes = grid[0, 0]
+    sns.heatmap(
+        data=cells,
+        ax=axes,
+        annot=True,
+        fmt=".2f",
+        cmap="viridis",
+        vmin=0,
+        vmax=1,
+        linewidths=0.5,
+        linecolor="white",
+        cbar_kws={"label": "accuracy (fraction)"},
+        xticklabels=[model_name(each).replace(" ", "\n") for each in sources],
+        yticklabels=[model_name(each) for each in models],
+    )
+    axes.tick_params(length=0, labelrotation=0)
+    axes.grid(False)
+    axes.set(xlabel="the images were made for", ylabel="the images are shown to")
+    return figure
+
+
+@_styled
+def steps_curves(audit):
+    """What more steps of PGD find: accuracy and mean margin over the number of steps, a line for each model.
+
+    audit: rows of `robustness.pgd_by_steps`. Stars are the strongest setting; crosses steps too small to reach the edge.
+    """
+    audit = pd.DataFrame(audit)
+    first = audit.iloc[0]
+    title = f"PGD at {format_epsilon(first['epsilon'])} by its steps, {first['n']} test images"
+    figure, grid = _panels(1, 2, 3.9, title)
+    models = _in_order(audit["model"], MODEL_COLORS)
+    colors = _colors(models)
+    names = {"accuracy": "accuracy (fraction of images)", "margin": "mean margin toward the truth (logits)"}
+    for axes, (value, label) in zip(grid[0], names.items(), strict=True):
+        for model in models:
+            mine = audit[audit["model"] == model]
+            reaches = (mine["steps"] == 0) | (mine["steps"] * mine["step_size"] >= 1)
+            one = mine["restarts"] <= 1
+            line = mine[reaches & one].sort_values("steps")
+            axes.plot(line["steps"], line[value], color=colors[model], marker="o")
+            for marker, some in (("*", mine[reaches & ~one]), ("x", mine[~reaches])):
+                axes.plot(some["steps"], some[value], marker, color=colors[model], ms=9)
+        axes.set_xscale("symlog", linthresh=1)
+        steps = sorted(audit["steps"].unique())
+        axes.set_xticks(steps, [f"{k}" for k in steps])
+        axes.minorticks_off()
+        axes.set(xlabel="steps (0: clean)", ylabel=label)
+    grid[0, 0].set_ylim(-0.03, 1.03)
+    grid[0, 1].axhline(0, color="0.1", linestyle=":", linewidth=1.3)
+    handles = [Line2D([], [], color=colors[model], marker="o", label=model_name(model)) for model in models]
+    handles += [
+        Line2D([], [], color="0.3", marker=marker, ms=8, ls="", label=words)
+        for marker, words in (("*", "with more restarts"), ("x", "steps too small"))
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+@_styled
+def reliability_and_abstention(curves, title):
+    """Left: share of malignant images over P(malignant). Right: accuracy on what is left when the least sure are not answered.
+
+    curves: {(model, name of the condition): (points of `audit.calibration`, table of `audit.abstention`)}.
+    """
+    figure, grid = _panels(1, 2, 4.2, title)
+    left, right = grid[0]
+    models = _in_order({model for model, _ in curves}, MODEL_COLORS)
+    conditions = list(dict.fromkeys(condition for _, condition in curves))
+    colors, styles = _colors(models), dict(zip(conditions, ("-", "--", ":"), strict=False))
+    for (model, condition), (points, kept) in curves.items():
+        style = {"color": colors[model], "linestyle": styles[condition]}
+        left.plot(points["p"], points["malignant"], marker="o", **style)
+        right.plot(kept["abstained"], kept["accuracy"], **style)
+    left.plot([0, 1], [0, 1], color="0.1", linestyle=":", linewidth=1.3)
+    left.set(xlabel="P(malignant), mean of a bin", ylabel="share that is malignant", ylim=(-0.03, 1.03))
+    right.set(xlabel="share of images not answered", ylabel="accuracy on the others", ylim=(-0.03, 1.03))
+    handles = [Line2D([], [], color=colors[model], label=model_name(model)) for model in models]
+    handles += [Line2D([], [], color="0.3", ls=styles[name], label=name) for name in conditions]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+@_styled
+def certified_curves(certified):
+    """Certified accuracy over the Euclidean radius, a line for each model: right, and certain to stay so within the radius.
+
+    certified: rows with model, sigma, right (bool) and radius (pixel values in [0, 1], null where the smoothed model abstains).
+    """
+    certified = pd.DataFrame(certified)
+    models = _in_order(certified["model"], MODEL_COLORS)
+    colors = _colors(models)
+    count = len(certified[certified["model"] == models[0]])
+    sigma = certified["sigma"].iloc[0]
+    figure, grid = _panels(1, 1, 3.9, f"Randomized smoothing with noise of {sigma:g}, {count} test images")
+    axes = grid[0, 0]
+    for model in models:
+        mine = certified[certified["model"] == model]
+        radii = np.sort(mine.loc[mine["right"], "radius"].dropna().to_numpy())[::-1]
+        steps = np.arange(1, len(radii) + 1) / len(mine)
+        axes.step(np.r_[radii, 0], np.r_[steps, steps[-1:]], where="post", color=colors[model])
+    axes.set(xlabel="radius (Euclidean, pixel values in [0, 1])", ylabel="certified accuracy (fraction)")
+    axes.set(ylim=(-0.03, 1.03), xlim=(0, None))
+    handles = [Line2D([], [], color=colors[model], label=model_name(model)) for model in models]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+@_styled
+def trade_off(metrics, epsilon, split_by=None, value="balanced_accuracy"):
+    """Which defense, at what cost: the worst case at one epsilon over the clean result, with 95 % intervals over cases.
+
+    metrics: rows of `evaluation.metrics`; epsilon: a fraction; value: a rate of them.
+    """
+    rows = _chosen(metrics, "all", split_by)
+    worst = rows[(rows["attack"] == "worst_case") & np.isclose(rows["epsilon"], epsilon)]
+    name = value.replace("_", " ")
+    title = f"What a defense holds and what it costs: {name}{_how_many(rows)}"
+    figure, grid = _panels(1, 1, 4.6, title)
+    axes = grid[0, 0]
+    models = _in_order(worst["model"], MODEL_COLORS)
+    colors = _colors(models)
+    for model in models:
+        mine = worst["model"] == model, (rows["model"] == model) & (rows["attack"] == "none")
+        y, x = worst[mine[0]].iloc[0], rows[mine[1]].iloc[0]
+        spread = [
+            [[each[value] - each[f"{value}_low"]], [each[f"{value}_high"] - each[value]]] for each in (x, y)
+        ]
+        spread = [None if np.isnan(np.array(each, float)).any() else np.array(each, float) for each in spread]
+        label = model_name(model)
+        axes.errorbar(x[value], y[value], spread[1], spread[0], fmt="o", color=colors[model], label=label)
+    axes.plot([0, 1], [0, 1], color="0.1", linestyle=":", linewidth=1.3)
+    axes.set(xlim=(0.4, 1.02), ylim=(-0.03, 1.03))
+    axes.set(
+        xlabel=f"clean {name} (fraction)", ylabel=f"{name} in the worst case at {format_epsilon(epsilon)}"
+    )
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure

@@ -254,11 +254,7 @@ def pgd_by_steps(folder, name, images, epsilon, settings, among, seed=0):
     the clean image and the share of its channel values on which the margin does not depend. margin is the mean toward the truth.
     """
     found = []
-    for fold in images.folds:
-        shown = images.side("test", fold)
-        rows = np.unique(np.linspace(0, len(shown) - 1, -(-among // len(images.folds))).astype(int))
-        x, y = (part[rows].to(training.device()) for part in shown.tensors())
-        network = _load(checkpoint(folder, name, fold))
+    for network, _, x, y in _some(folder, name, images, among):
         with attacks.frozen(network):
             margins, gradient = attacks.margin_gradient(network, x, y)
         clean = {"steps": 0, "restarts": 0, "step_size": 0.0, "margin": -margins.cpu()}
@@ -275,6 +271,33 @@ def pgd_by_steps(folder, name, images, epsilon, settings, among, seed=0):
         {"n": "sum", "accuracy": "mean", "margin": "mean", "zero_gradient": "mean"}
     )
     return rows.assign(model=name, epsilon=epsilon)[checks.AUDIT]
+
+
+def vote_under_noise(folder, name, images, sigma, samples, among, seed=0):
+    """What the model says of `samples` noisy copies of each of `among` test images spread over all folds, for `audit.certify`.
+
+    sigma: standard deviation of the Gaussian noise in pixel values of [0, 1]; the copies are not clipped, as the certificate asks.
+    Returns rows with model, image, case, label, sigma, samples and votes (copies called malignant).
+    """
+    found = []
+    for network, table, x, _ in _some(folder, name, images, among):
+        generator = torch.Generator().manual_seed(seed)
+        for row, image in zip(
+            tqdm(table.index, desc=f"{name} under noise", delay=10, leave=False), x, strict=True
+        ):
+            noise = torch.randn((samples, *image.shape), generator=generator).to(image)
+            found.append(table.loc[row, ["image", "case", "label"]].to_dict())
+            found[-1]["votes"] = int((evaluation.predict(network, image + sigma * noise) > 0).sum())
+    return pd.DataFrame(found).assign(model=name, sigma=sigma, samples=samples)
+
+
+def _some(folder, name, images, among):
+    """Of each fold: the network, and the table, images and labels of its share of `among` test images, evenly spread."""
+    for fold in images.folds:
+        shown = images.side("test", fold)
+        rows = np.unique(np.linspace(0, len(shown) - 1, -(-among // len(images.folds))).astype(int))
+        x, y = (part[rows].to(training.device()) for part in shown.tensors())
+        yield _load(checkpoint(folder, name, fold)), shown.table.iloc[rows], x, y
 
 
 def batch_size(images):

@@ -39,12 +39,15 @@ WRITERS = (
     ("predictions/*-none*", "02_transfer_learning"),
     ("predictions*", "03_fgsm_attack"),
     ("attacks.csv", "03_fgsm_attack"),
+    ("audit.csv", "07_robustness_audit"),
+    ("certified.csv", "07_robustness_audit"),
     ("*", "06_comparison"),
 )
 PACKAGES = (
     "torch",
     "torchvision",
     "torchxrayvision",
+    "pyautoattack",
     "numpy",
     "pandas",
     "scipy",

@@ -16,6 +16,7 @@ from pathlib import Path
 from lib import profiles, runs
 
 NOTEBOOKS = runs.ROOT / "notebooks"
+LAST = "06_comparison"
 
 # The runner itself; every other module writes numbers, words or figures of a stage.
 NO_RESULTS = ("__init__", "profiles", "runs", "study")
@@ -73,8 +74,9 @@ def run_study(profile, data_root=None, settings=(), force=False, notebooks=NOTEB
 
 
 def _stages(notebooks):
-    """The stages in order. A notebook numbered 00 is a welcome page, not a stage."""
-    stages = [path for path in sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb")) if path.name[:2] != "00"]
+    """The stages in order. A notebook numbered 00 is a welcome page, not a stage; the comparison reads what all others wrote."""
+    stages = [path for path in Path(notebooks).glob("[0-9][0-9]_*.ipynb") if path.name[:2] != "00"]
+    stages.sort(key=lambda path: (path.stem == LAST, path.name))
     if not stages:
         raise profiles.ParameterError(f"no notebooks 01_*.ipynb under {notebooks}")
     return stages

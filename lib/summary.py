@@ -2,7 +2,7 @@
 
 import json
 
-from lib import evaluation, figures, papers, runs
+from lib import checks, evaluation, figures, papers, runs
 
 DRAWN_BANNER = "Drawn tissue: these numbers are no medical evidence."
 DRAWN_NOTE = (
@@ -18,7 +18,7 @@ SPLITS = {
 READING = (
     "In brackets 95 % intervals from resampling cases. With few cases they are too narrow, they know nothing of the chance in training "
     "(one seed), and 0.00 or 1.00 with no width only says that every resample agrees. p comes from an exact test that flips the sign of "
-    "whole cases; with k cases that differ it cannot fall below 2 / 2^k, and it is not corrected for the number of comparisons."
+    "whole cases; with k cases that differ it cannot fall below 2 / 2^k, and it is corrected for the number of comparisons (Holm)."
 )
 
 
@@ -81,7 +81,7 @@ def _rows(results, split_by):
     return {
         (row["model"], row["attack"], row["epsilon"]): row
         for row in results["metrics"]
-        if row["subset"] == "all" and row["split_by"] == split_by
+        if row["subset"] == "all" and row["split_by"] == split_by and row["source_model"] in ("", "baseline")
     }
 
 
@@ -121,7 +121,7 @@ def _in_short(results, rows, split_by, primary_defense):
         points = f"{100 * row['difference']:+.0f} points"
         if row["low"] is not None:
             points += f" [{100 * row['low']:+.0f}, {100 * row['high']:+.0f}]"
-        return f"{points}, p = {row['p_value']:.2g}"
+        return f"{points}, p = {row['p_holm']:.2g}"
 
     at = f"PGD at {evaluation.format_epsilon(epsilon)}"
     lines = [
@@ -137,9 +137,10 @@ def _in_short(results, rows, split_by, primary_defense):
                 f"against the baseline {change(model, 'pgd', epsilon)}; clean {change(model, 'none', 0.0)}; "
                 f"clean specificity {evaluation.number(rows[model, 'none', 0.0]['specificity'])}."
             )
-    strongest = [rows[key] for key in rows if key[1:] == ("pgd", epsilons[-1])]
+    largest = max([each for each in epsilons if each < checks.HUGE], default=epsilons[-1])
+    strongest = [rows[key] for key in rows if key[1:] == ("pgd", largest)]
     lines.append(
-        f"- Under PGD at {evaluation.format_epsilon(epsilons[-1])} no model keeps more than "
+        f"- Under PGD at {evaluation.format_epsilon(largest)} no model keeps more than "
         f"{evaluation.number(max(row['accuracy'] for row in strongest))}."
     )
     if ("color_only", "none", 0.0) in rows:
@@ -152,7 +153,9 @@ def _in_short(results, rows, split_by, primary_defense):
 
 def _accuracy(rows):
     models, epsilons = _models(rows), _epsilons(rows)
-    tests = [("none", 0.0), *((attack, e) for attack in ("fgsm", "pgd", "worst_case") for e in epsilons)]
+    order = [attack for attack in evaluation.ATTACKS if attack not in ("none", *evaluation.NOT_AIMED)]
+    ran = {key[1:] for key in rows}
+    tests = [("none", 0.0), *((attack, e) for attack in order for e in epsilons if (attack, e) in ran)]
     if _against_pgd(rows) == SAME:
         tests = [test for test in tests if test[0] != "worst_case"]
     lines = _header("test", *map(figures.model_name, models))

@@ -73,7 +73,7 @@ def test_every_row_of_a_committed_report_follows_from_its_predictions(folder):
     everything = evaluation.with_worst_case(table)
     assert evaluation.records(evaluation.metrics(everything)) == results["metrics"]
     assert evaluation.records(evaluation.comparisons(everything)) == results["comparisons"]
-    assert checks.verdicts(table) == results["checks"]
+    assert checks.verdicts(table, results["audit"]) == results["checks"]
 
 
 @pytest.mark.parametrize("folder", REPORTS, ids=lambda path: path.name)
