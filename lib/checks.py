@@ -117,8 +117,7 @@ def _left_at_a_huge_epsilon(right, part):
 
 
 def _found_by_more_steps(audit):
-    # Steps so small that they never reach the edge, as some libraries take by default, are not the attack that is asked about.
-    tried = audit[audit["steps"] * audit["step_size"] >= 1].sort_values(["steps", "restarts"])
+    tried = audit[audit["steps"] > 0].sort_values(["steps", "restarts"])
     for most in tried.tail(1).to_dict("records"):
         for row in tried[tried["steps"] < most["steps"]].tail(1).to_dict("records"):
             steps = f"{row['steps']} steps against {most['steps']} with {most['restarts']} random starts"

@@ -157,21 +157,26 @@ def _counts(index):
     return ", ".join(f"{n} {label} at {magnification}X" for (magnification, label), n in counts.items())
 
 
-def split_by_image(index, seed):
+def split_by_image(index, seed, folds=1):
     """The papers' split: in each class floor(0.8 n) train, floor(0.1 n) validation, the rest test (Li & Liu 2023, Table 1).
 
-    Images of one case fall on several sides, so this split leaks. Returns the index with split, split_by and fold.
+    With several folds every image is in one of the tests: each class is dealt into that many parts, one for test, and of the rest
+    floor(0.1 n) for validation. Images of one case fall on several sides, so this split leaks. Returns the index, once for each
+    fold, with split, split_by and fold. Raises ValueError where a class has fewer than ten images.
     """
-    table = index.assign(split="test", split_by="image", fold=0)
     rng = np.random.default_rng(seed)
+    tables = [index.assign(split="train", split_by="image", fold=fold) for fold in range(folds)]
     for label in CLASSES:
-        rows = rng.permutation(np.flatnonzero(table["label"] == label))
+        rows = rng.permutation(np.flatnonzero(index["label"] == label))
         train, validation = len(rows) * 8 // 10, len(rows) // 10
         if validation == 0:
             raise ValueError(f"{len(rows)} {label} images are too few to split: at least 10 are needed.")
-        table.loc[rows[:train], "split"] = "train"
-        table.loc[rows[train : train + validation], "split"] = "validation"
-    return table
+        tests = np.array_split(rows, folds) if folds > 1 else [rows[train + validation :]]
+        for table, test in zip(tables, tests, strict=True):
+            rest = rows[~np.isin(rows, test)]
+            table.loc[test, "split"] = "test"
+            table.loc[rest[len(rest) - validation :], "split"] = "validation"
+    return pd.concat(tables, ignore_index=True)
 
 
 def split_by_case(index, seed):
@@ -231,11 +236,11 @@ def source_magnifications(starts):
     return sorted({source_magnification(start) for start in starts} - {None})
 
 
-def make_splits(selected, source=None, split_by="image", seed=0):
+def make_splits(selected, source=None, split_by="image", seed=0, folds=1):
     """Both splits of the selected images, the one to train on (`split_by`) first; by case only where there are cases enough.
 
     source: images of other magnifications, for starting weights only, or None. They fall on the same side as their case where
-    the split is by case. Raises ValueError where the split to train on cannot be made.
+    the split is by case. folds: of the split by image; by case their number follows from that of the cases. Raises ValueError where the split to train on cannot be made.
     """
     source = source if source is not None and len(source) else None
     everything = selected if source is None else pd.concat([selected, source], ignore_index=True)
@@ -243,7 +248,7 @@ def make_splits(selected, source=None, split_by="image", seed=0):
     def make(kind):
         if kind == "case":
             return [split_by_case(everything, seed)]
-        return [split_by_image(part, seed) for part in (selected, source) if part is not None]
+        return [split_by_image(part, seed, folds) for part in (selected, source) if part is not None]
 
     other = {"image": "case", "case": "image"}
     if split_by not in other:

@@ -789,7 +789,7 @@ def transfer_matrix(metrics, epsilon, split_by=None):
 def steps_curves(audit):
     """What more steps of PGD find: accuracy and mean margin over the number of steps, a line for each model.
 
-    audit: rows of `robustness.pgd_by_steps`. Stars are the strongest setting; crosses steps too small to reach the edge.
+    audit: rows of `robustness.pgd_by_steps`. Stars are the settings with more restarts.
     """
     audit = pd.DataFrame(audit)
     first = audit.iloc[0]
@@ -797,28 +797,25 @@ def steps_curves(audit):
     figure, grid = _panels(1, 2, 3.9, title)
     models = _in_order(audit["model"], MODEL_COLORS)
     colors = _colors(models)
-    names = {"accuracy": "accuracy (fraction of images)", "margin": "mean margin toward the truth (logits)"}
+    names = {
+        "accuracy": "accuracy (fraction of images)",
+        "margin": "margin left, mean (logits; 0 once fooled)",
+    }
     for axes, (value, label) in zip(grid[0], names.items(), strict=True):
         for model in models:
             mine = audit[audit["model"] == model]
-            reaches = (mine["steps"] == 0) | (mine["steps"] * mine["step_size"] >= 1)
-            one = mine["restarts"] <= 1
-            line = mine[reaches & one].sort_values("steps")
+            more = mine["restarts"] > 1
+            line = mine[~more].sort_values("steps")
             axes.plot(line["steps"], line[value], color=colors[model], marker="o")
-            for marker, some in (("*", mine[reaches & ~one]), ("x", mine[~reaches])):
-                axes.plot(some["steps"], some[value], marker, color=colors[model], ms=9)
+            axes.plot(mine.loc[more, "steps"], mine.loc[more, value], "*", color=colors[model], ms=10)
         axes.set_xscale("symlog", linthresh=1)
         steps = sorted(audit["steps"].unique())
         axes.set_xticks(steps, [f"{k}" for k in steps])
         axes.minorticks_off()
         axes.set(xlabel="steps (0: clean)", ylabel=label)
     grid[0, 0].set_ylim(-0.03, 1.03)
-    grid[0, 1].axhline(0, color="0.1", linestyle=":", linewidth=1.3)
     handles = [Line2D([], [], color=colors[model], marker="o", label=model_name(model)) for model in models]
-    handles += [
-        Line2D([], [], color="0.3", marker=marker, ms=8, ls="", label=words)
-        for marker, words in (("*", "with more restarts"), ("x", "steps too small"))
-    ]
+    handles.append(Line2D([], [], color="0.3", marker="*", ms=10, ls="", label="with more restarts"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -864,7 +861,7 @@ def certified_curves(certified):
         mine = certified[certified["model"] == model]
         radii = np.sort(mine.loc[mine["right"], "radius"].dropna().to_numpy())[::-1]
         steps = np.arange(1, len(radii) + 1) / len(mine)
-        axes.step(np.r_[radii, 0], np.r_[steps, steps[-1:]], where="post", color=colors[model])
+        axes.step(np.r_[radii, 0], np.r_[steps, len(radii) / len(mine)], where="post", color=colors[model])
     axes.set(xlabel="radius (Euclidean, pixel values in [0, 1])", ylabel="certified accuracy (fraction)")
     axes.set(ylim=(-0.03, 1.03), xlim=(0, None))
     handles = [Line2D([], [], color=colors[model], label=model_name(model)) for model in models]

@@ -39,7 +39,7 @@ def attack_table(epsilons, steps, audited=()):
     """What each attack name means in this run, one row an attack: steps, restarts, step size, queries, precision.
 
     epsilons: fractions in [0, 1]; steps: of the attacks that take several, by name ("square": queries); audited: the epsilons of the
-    `CASCADE`, which is left out where there are none. queries counts passes through the model for an image, at most.
+    `CASCADE`, of which attacks without steps are left out. queries counts passes through the model for an image, at most.
     """
     starts, of_pgd = 2, steps["pgd"]
     rows = {
@@ -49,12 +49,14 @@ def attack_table(epsilons, steps, audited=()):
         "pgd": (of_pgd, starts - 1, f"{2.5 / of_pgd:g} epsilon", 2 + starts * (2 * of_pgd + 1)),
         "transfer_fgsm": (1, 0, "epsilon", 1),
     }
+    cascade = {}
     if audited:
-        rows |= {
+        cascade = {
             "apgd_ce": (steps["apgd_ce"], 0, "2 epsilon, halved where it stalls", 2 * steps["apgd_ce"] + 4),
             "fab": (steps["fab"], 0, "to the nearest boundary", 4 * steps["fab"] + 4),
             "square": (0, 0, "", steps["square"] + 3),
         }
+    rows |= {name: values for name, values in cascade.items() if steps[name]}
     columns = ["name", "description", "steps", "restarts", "step_size", "queries", "epsilons", "precision"]
 
     def shown(name):
@@ -251,7 +253,8 @@ def pgd_by_steps(folder, name, images, epsilon, settings, among, seed=0):
     """How PGD's success grows with its steps, on `among` test images spread over all folds: rows of `checks.AUDIT`.
 
     settings: (steps, restarts, step size as a share of epsilon), each tried on all of these images. The first row, of 0 steps, is
-    the clean image and the share of its channel values on which the margin does not depend. margin is the mean toward the truth.
+    the clean image and the share of its channel values on which the margin does not depend. margin is the mean that is left toward
+    the truth, 0 for an image that is fooled. Nothing is found with among = 0.
     """
     found = []
     for network, _, x, y in _some(folder, name, images, among):
@@ -265,8 +268,10 @@ def pgd_by_steps(folder, name, images, epsilon, settings, among, seed=0):
             with attacks.frozen(network), torch.no_grad():
                 margins = -attacks.margin(network(made), y).cpu()
             found.append({"steps": steps, "restarts": restarts, "step_size": share, "margin": margins})
+    if not found:
+        return pd.DataFrame(columns=checks.AUDIT)
     rows = pd.concat([pd.DataFrame(row) for row in found], ignore_index=True)
-    rows = rows.assign(accuracy=rows["margin"] > 0, n=1)
+    rows = rows.assign(accuracy=rows["margin"] > 0, margin=rows["margin"].clip(lower=0), n=1)
     rows = rows.groupby(["steps", "restarts", "step_size"], as_index=False).agg(
         {"n": "sum", "accuracy": "mean", "margin": "mean", "zero_gradient": "mean"}
     )
@@ -288,12 +293,13 @@ def vote_under_noise(folder, name, images, sigma, samples, among, seed=0):
             noise = torch.randn((samples, *image.shape), generator=generator).to(image)
             found.append(table.loc[row, ["image", "case", "label"]].to_dict())
             found[-1]["votes"] = int((evaluation.predict(network, image + sigma * noise) > 0).sum())
-    return pd.DataFrame(found).assign(model=name, sigma=sigma, samples=samples)
+    columns = ["image", "case", "label", "votes"]
+    return pd.DataFrame(found, columns=columns).assign(model=name, sigma=sigma, samples=samples)
 
 
 def _some(folder, name, images, among):
     """Of each fold: the network, and the table, images and labels of its share of `among` test images, evenly spread."""
-    for fold in images.folds:
+    for fold in images.folds if among else ():
         shown = images.side("test", fold)
         rows = np.unique(np.linspace(0, len(shown) - 1, -(-among // len(images.folds))).astype(int))
         x, y = (part[rows].to(training.device()) for part in shown.tensors())
