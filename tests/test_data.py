@@ -131,11 +131,11 @@ def test_no_case_on_two_sides(published, cases):
 def test_in_folds_by_image_every_image_is_tested_once(published):
     table = data.split_by_image(published, seed=2, folds=5)
     assert sorted(table.loc[table["split"] == "test", "image"]) == sorted(published["image"])
-    counts = published["label"].value_counts()
+    counts = published["label"].value_counts().sort_index()
     for _, rows in table.groupby("fold"):
         assert len(rows) == len(published)
         sides = pd.crosstab(rows["label"], rows["split"])
-        assert (sides["validation"] == counts // 10).all() and (sides["test"] >= counts // 5).all()
+        assert (sides["validation"] == counts // 10).all() and ((sides["test"] - counts / 5).abs() < 1).all()
 
 
 def test_validation_by_case_holds_images_enough_where_cases_are_uneven(published):
