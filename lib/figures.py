@@ -822,25 +822,28 @@ def steps_curves(audit):
 
 @_styled
 def reliability_and_abstention(curves, title):
-    """Left: share of malignant images over P(malignant). Right: accuracy on what is left when the least sure are not answered.
+    """Share of malignant images over P(malignant), a panel for each condition, and accuracy when the least sure are not answered.
 
-    curves: {(model, name of the condition): (points of `audit.calibration`, table of `audit.abstention`)}.
+    curves: {(model, name of the condition): (points of `audit.calibration`, table of `audit.abstention`)}, of two conditions.
     """
-    figure, grid = _panels(1, 2, 4.2, title)
-    left, right = grid[0]
-    models = _in_order({model for model, _ in curves}, MODEL_COLORS)
     conditions = list(dict.fromkeys(condition for _, condition in curves))
-    colors, styles = _colors(models), dict(zip(conditions, ("-", "--", ":"), strict=False))
+    models = _in_order({model for model, _ in curves}, MODEL_COLORS)
+    colors, styles = _colors(models), dict(zip(conditions, ("-", "--"), strict=True))
+    figure, grid = _panels(1, 3, 3.9, title, sharey=True)
+    panels, last = dict(zip(conditions, grid[0], strict=False)), grid[0, -1]
     for (model, condition), (points, kept) in curves.items():
         style = {"color": colors[model], "linestyle": styles[condition]}
-        left.plot(points["p"], points["malignant"], marker="o", **style)
-        right.plot(kept["abstained"], kept["accuracy"], **style)
-    left.plot([0, 1], [0, 1], color="0.1", linestyle=":", linewidth=1.3)
-    left.set(xlabel="P(malignant), mean of a bin", ylabel="share that is malignant", ylim=(-0.03, 1.03))
-    right.set(xlabel="share of images not answered", ylabel="accuracy on the others", ylim=(-0.03, 1.03))
+        panels[condition].plot(points["p"], points["malignant"], marker="o", **style)
+        last.plot(kept["abstained"], kept["accuracy"], **style)
+    for condition, axes in panels.items():
+        axes.plot([0, 1], [0, 1], color="0.1", linestyle=":", linewidth=1.3)
+        axes.set(title=condition, xlabel="P(malignant), mean of a bin", ylabel="share that is malignant")
+    last.set(title="abstaining", xlabel="share not answered", ylabel="accuracy on the others")
+    last.set(ylim=(-0.03, 1.03))
+    last.yaxis.set_tick_params(labelleft=True)
     handles = [Line2D([], [], color=colors[model], label=model_name(model)) for model in models]
     handles += [Line2D([], [], color="0.3", ls=styles[name], label=name) for name in conditions]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -861,7 +864,8 @@ def certified_curves(certified):
         mine = certified[certified["model"] == model]
         radii = np.sort(mine.loc[mine["right"], "radius"].dropna().to_numpy())[::-1]
         steps = np.arange(1, len(radii) + 1) / len(mine)
-        axes.step(np.r_[radii, 0], np.r_[steps, len(radii) / len(mine)], where="post", color=colors[model])
+        x, y = np.r_[radii[:1], radii, 0], np.r_[[0] * len(radii[:1]), steps, len(radii) / len(mine)]
+        axes.step(x, y, where="post", color=colors[model])
     axes.set(xlabel="radius (Euclidean, pixel values in [0, 1])", ylabel="certified accuracy (fraction)")
     axes.set(ylim=(-0.03, 1.03), xlim=(0, None))
     handles = [Line2D([], [], color=colors[model], label=model_name(model)) for model in models]

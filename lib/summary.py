@@ -65,6 +65,8 @@ def write(results, split_by, primary_defense, other=None):
         "attack are upper bounds. The worst case, right clean and right under every attack at every epsilon up to the one named, "
         f"{_against_pgd(rows)}. The two models without a network were not attacked themselves and have none.",
         "",
+        "![Balanced accuracy in the worst case over clean](figures/06_trade_off.png)",
+        "",
         "![Accuracy against epsilon for every model](figures/06_curves.png)",
         "",
         "## Clean, by class",

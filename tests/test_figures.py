@@ -344,3 +344,89 @@ def test_a_papers_values_stand_beside_ours():
     assert {0.5, 0.25} <= ours
     assert "ours, its own FGSM images" in texts(figure)
     assert len(figures.beside_paper(records, "B").axes) == 1
+
+
+# ---------------------------------------------------------------- the audit
+
+
+def test_transfer_matrix_has_its_own_images_on_the_diagonal():
+    made = predictions()
+    made = pd.concat(
+        [
+            made,
+            *(
+                made[(made["attack"] == "fgsm") & (made["model"] == model)].assign(
+                    attack="transfer_fgsm", source_model=source, margin=lambda rows: -rows["margin"]
+                )
+                for model, source in (("baseline", "gaussian_noise"), ("gaussian_noise", "baseline"))
+            ),
+        ]
+    )
+    metrics = evaluation.metrics(made)
+    figure = drawn(figures.transfer_matrix(metrics, 4 / 255))
+    own = metrics[
+        (metrics["attack"] == "fgsm") & (metrics["subset"] == "all") & (metrics["epsilon"] == 4 / 255)
+    ]
+    own = own.set_index("model")["accuracy"]
+    numbers = [float(text.get_text()) for text in figure.axes[0].texts]
+    assert numbers[0] == pytest.approx(own["baseline"], abs=0.005)
+    assert numbers[3] == pytest.approx(own["gaussian_noise"], abs=0.005)
+    assert numbers[1] == pytest.approx(1 - own["baseline"], abs=0.005)
+    assert len(drawn(figures.comparison_heatmap(metrics)).axes[0].get_yticklabels()) == 6
+
+
+def test_curves_of_both_directions_have_a_panel_each():
+    figure = drawn(
+        figures.accuracy_curves(
+            evaluation.metrics(predictions()), attacks=("fgsm",), values=("sensitivity", "specificity")
+        )
+    )
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[:2] == ["sensitivity under FGSM", "specificity under FGSM"]
+
+
+def test_steps_curves_mark_the_restarts():
+    rows = [
+        {"model": model, "epsilon": 4 / 255, "steps": steps, "restarts": restarts, "step_size": 1.0, "n": 8}
+        | {"accuracy": 0.9 - steps / 100, "margin": 1.0, "zero_gradient": None}
+        for model in ("baseline", "gaussian_noise")
+        for steps, restarts in ((0, 0), (5, 1), (20, 1), (20, 4))
+    ]
+    figure = drawn(figures.steps_curves(pd.DataFrame(rows)))
+    lines = figure.axes[0].lines
+    assert [len(line.get_xdata()) for line in lines] == [3, 1, 3, 1]
+    assert "8 test images" in texts(figure)
+
+
+def test_reliability_has_a_panel_for_each_condition():
+    points = pd.DataFrame({"p": [0.2, 0.8], "malignant": [0.1, 0.9], "n": [5, 5]})
+    kept = pd.DataFrame({"abstained": [0, 0.5], "accuracy": [0.8, 1.0]})
+    curves = {
+        (model, words): (points, kept) for model in ("baseline", "other") for words in ("clean", "FGSM")
+    }
+    figure = drawn(figures.reliability_and_abstention(curves, "Reliability"))
+    assert [axes.get_title() for axes in figure.axes] == ["clean", "FGSM", "abstaining"]
+    assert len(figure.axes[2].lines) == 4
+
+
+def test_certified_accuracy_falls_with_the_radius():
+    rows = pd.DataFrame({"radius": [0.1, np.nan, 0.3, 0.2], "right": [True, True, True, False], "sigma": 0.1})
+    figure = drawn(figures.certified_curves(rows.assign(model="baseline")))
+    line = figure.axes[0].lines[0]
+    assert line.get_xdata().tolist() == [0.3, 0.3, 0.1, 0] and line.get_ydata().tolist() == [
+        0,
+        0.25,
+        0.5,
+        0.5,
+    ]
+    drawn(figures.certified_curves(rows.assign(model="baseline", right=False)))
+
+
+def test_the_trade_off_sets_the_worst_case_over_clean():
+    everything = evaluation.with_worst_case(predictions())
+    metrics = evaluation.metrics(everything)
+    figure = drawn(figures.trade_off(metrics, 4 / 255))
+    worst = metrics[(metrics["attack"] == "worst_case") & (metrics["subset"] == "all")]
+    worst = worst[worst["epsilon"] == 4 / 255].set_index("model")["balanced_accuracy"]
+    points = [container.lines[0].get_ydata()[0] for container in figure.axes[0].containers]
+    assert points == pytest.approx([worst["baseline"], worst["gaussian_noise"]])
