@@ -18,7 +18,7 @@ SPLITS = {
 READING = (
     "In brackets 95 % intervals from resampling cases. With few cases they are too narrow, they know nothing of the chance in training "
     "(one seed), and 0.00 or 1.00 with no width only says that every resample agrees. p comes from an exact test that flips the sign of "
-    "whole cases; with k cases that differ it cannot fall below 2 / 2^k, and it is corrected for the number of comparisons (Holm)."
+    "whole cases; with k cases that differ it cannot fall below 2 / 2^k. Corrected, it holds for all comparisons of the run together (Holm), those under every attack and epsilon."
 )
 
 
@@ -123,7 +123,7 @@ def _in_short(results, rows, split_by, primary_defense):
         points = f"{100 * row['difference']:+.0f} points"
         if row["low"] is not None:
             points += f" [{100 * row['low']:+.0f}, {100 * row['high']:+.0f}]"
-        return f"{points}, p = {row['p_holm']:.2g}"
+        return f"{points}, p = {row['p_value']:.2g} (corrected {row['p_holm']:.2g})"
 
     at = f"PGD at {evaluation.format_epsilon(epsilon)}"
     lines = [
@@ -242,7 +242,8 @@ def _beside(results, other, split_by):
         differs = [
             f"{key} {value}"
             for key, value in them["parameters"].items()
-            if key not in ("run", "compare_with") and value != results["parameters"].get(key, value)
+            if key not in ("run", "compare_with", "data_root")
+            and value != results["parameters"].get(key, value)
         ]
         lines.append(f"{number}. {name}: {', '.join(differs) or 'the same parameters'}")
     models = _models(every[0])

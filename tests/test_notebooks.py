@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 import yaml
 
-from lib import profiles, runs, study
+from lib import profiles, robustness, runs, study
 
 NOTEBOOKS = study._stages(study.NOTEBOOKS)
 PROFILES = sorted((study.NOTEBOOKS / "profiles").glob("*.yaml"))
@@ -81,6 +82,28 @@ def test_one_notebook_by_papermill_with_a_profile_and_a_parameter(smoke, tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "smoke" / "predictions" / "baseline-pgd-1-case0.csv.gz").exists()
+
+
+def test_an_audit_goes_without_its_costly_parts(smoke, tmp_path, monkeypatch):
+    home, _ = smoke
+    subprocess.run(["cp", "-r", str(home / "runs"), str(tmp_path / "runs")], check=True)
+    monkeypatch.setenv("STUDY_HOME", str(tmp_path))
+    left_out = dict.fromkeys(("audit_steps", "square_queries", "audit_images"), 0)
+    notebook = study.NOTEBOOKS / "07_robustness_audit.ipynb"
+    papermill.execute_notebook(
+        notebook,
+        tmp_path / "out.ipynb",
+        {**_own(notebook, profiles.load("smoke")), **left_out},
+        kernel_name="python3",
+        progress_bar=False,
+    )
+    meaning = pd.read_csv(tmp_path / "runs" / "smoke" / "attacks.csv")
+    assert set(meaning["name"]) == {"none", *robustness.ATTACKS}
+
+
+def _own(notebook, parameters):
+    declared = profiles.declared_in(notebook)
+    return {name: value for name, value in parameters.items() if name in declared}
 
 
 def test_all_notebooks_pass_under_nbval(tmp_path):
