@@ -61,7 +61,8 @@ def write(results, split_by, primary_defense, other=None):
         "",
         *_accuracy(rows),
         "",
-        f"{READING} PGD took {used.get('pgd_steps', 'some')} steps from the FGSM point and as many from a random one: accuracies under "
+        f"{READING} PGD took {used.get('pgd_steps', 'some')} steps from the FGSM point and as many from a random one; APGD-CE, FAB and "
+        "Square, where they are there, were shown what still stood, one after the other: accuracies under "
         "attack are upper bounds. The worst case, right clean and right under every attack at every epsilon up to the one named, "
         f"{_against_pgd(rows)}. The two models without a network were not attacked themselves and have none.",
         "",
@@ -125,18 +126,20 @@ def _in_short(results, rows, split_by, primary_defense):
             points += f" [{100 * row['low']:+.0f}, {100 * row['high']:+.0f}]"
         return f"{points}, p = {row['p_value']:.2g} (corrected {row['p_holm']:.2g})"
 
-    at = f"PGD at {evaluation.format_epsilon(epsilon)}"
+    audited = any(key[1:] == ("square", epsilon) for key in rows)
+    attack = "worst_case" if audited else "pgd"
+    at = f"{'in the worst case' if audited else 'under PGD'} at {evaluation.format_epsilon(epsilon)}"
     lines = [
         f"- **Undefended**, the baseline has {_value(rows['baseline', 'none', 0.0])} clean and "
-        f"{_value(rows.get(('baseline', 'pgd', epsilon)))} under {at}."
+        f"{_value(rows.get(('baseline', attack, epsilon)))} {at}."
     ]
     for model in _models(rows):
-        if model != "baseline" and (model, "pgd", epsilon) in rows:
+        if model != "baseline" and (model, attack, epsilon) in rows:
             name = figures.model_name(model)
             named = " (the primary defense, as the run's parameters name it)" * (model == primary_defense)
             lines.append(
-                f"- **{name[:1].upper()}{name[1:]}**{named}: {_value(rows[model, 'pgd', epsilon])} under {at}, "
-                f"against the baseline {change(model, 'pgd', epsilon)}; clean {change(model, 'none', 0.0)}; "
+                f"- **{name[:1].upper()}{name[1:]}**{named}: {_value(rows[model, attack, epsilon])} {at}, "
+                f"against the baseline {change(model, attack, epsilon)}; clean {change(model, 'none', 0.0)}; "
                 f"clean specificity {evaluation.number(rows[model, 'none', 0.0]['specificity'])}."
             )
     largest = max([each for each in epsilons if each < checks.HUGE], default=epsilons[-1])

@@ -29,12 +29,12 @@ def of(results, model, attack, epsilon=0.0):
 def test_it_says_in_short_what_the_tables_hold(results):
     text = summary.write(results, "case", "adversarial_training")
     short = text.split("## In short")[1].split("## ")[0]
-    defended = of(results, "adversarial_training", "pgd", 4 / 255)
+    defended = of(results, "adversarial_training", "worst_case", 4 / 255)
     (difference,) = (
         row
         for row in results["comparisons"]
         if row["model_a"] == "adversarial_training"
-        and row["attack"] == "pgd"
+        and row["attack"] == "worst_case"
         and row["split_by"] == "case"
         and abs(row["epsilon"] - 4 / 255) < 1e-6
     )
