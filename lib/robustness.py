@@ -52,8 +52,8 @@ def attack_table(epsilons, steps, audited=()):
     cascade = {}
     if audited:
         cascade = {
-            "apgd_ce": (steps["apgd_ce"], 0, "2 epsilon, halved where it stalls", 2 * steps["apgd_ce"] + 4),
-            "fab": (steps["fab"], 0, "to the nearest boundary", 4 * steps["fab"] + 4),
+            "apgd_ce": (steps["apgd_ce"], 0, "2 epsilon, halved where it stalls", 2 * steps["apgd_ce"] + 3),
+            "fab": (steps["fab"], 0, "to the nearest boundary", 4 * steps["fab"] + 8),
             "square": (0, 0, "", steps["square"] + 3),
         }
     rows |= {name: values for name, values in cascade.items() if steps[name]}

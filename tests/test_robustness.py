@@ -263,3 +263,30 @@ def test_each_attack_name_is_explained():
     assert whole.set_index("name").loc["square", ["queries", "epsilons"]].tolist() == [23, "8/255"]
     assert set(table["name"]) == {"none", *robustness.ATTACKS} <= set(attacks.DESCRIPTIONS)
     assert table.set_index("name").loc["pgd", ["steps", "step_size"]].tolist() == [10, "0.25 epsilon"]
+
+
+class Counted(torch.nn.Module):
+    """A small network that counts its passes, forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.last, self.passes = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 2), 0
+
+    def forward(self, images):
+        self.passes += 1
+        logits = self.last(torch.tanh(self.convolution(images)).mean((2, 3)))
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: setattr(self, "passes", self.passes + 1))
+        return logits
+
+
+@pytest.mark.parametrize("attack", ["pgd", *robustness.CASCADE])
+@pytest.mark.parametrize("epsilon", [0.1 / 255, 30 / 255])
+def test_no_attack_asks_more_of_the_model_than_the_table_says(attack, epsilon):
+    torch.manual_seed(0)
+    model, image = Counted().eval(), torch.rand(1, 3, 16, 16)
+    label = model(image).argmax(1)
+    model.passes = 0
+    robustness.perturb(model, image, label, attack, [epsilon], STEPS[attack])
+    allowed = robustness.attack_table([epsilon], STEPS, [epsilon]).set_index("name").loc[attack, "queries"]
+    assert 1 < model.passes <= allowed
