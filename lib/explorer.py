@@ -1,20 +1,29 @@
-"""Turn epsilon and watch the answer change: one image, one gradient, a slider.
+"""Turn epsilon and watch the diagnosis change: one image, one or all models, one attack, a slider.
 
-The pictures are drawn by one function for the slider and for the static figure above it. They go into an `Image` widget:
-a headless run with Output widgets can hang, and a redrawn figure would flicker.
+What is shown are the rows of `evaluation.prediction_rows` for the images of `robustness.perturb`: the same numbers as in the
+table of predictions. They are made ahead in a background thread, nearest to the slider first; the slider only picks one. Pictures
+go into an `Image` widget and words and curves into HTML: a headless run with Output widgets can hang, and figures would flicker.
 """
 
 import io
+import threading
+from html import escape
 
 import ipywidgets as widgets
+import numpy as np
 import torch
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from PIL import Image
 
-from lib import attacks, models
+from lib import attacks, evaluation, figures, models, robustness
 from lib.evaluation import format_epsilon
 
-STOPS = 33  # of the slider, from 0 to LARGEST
-LARGEST = 16 / 255
+STOPS = [k / 2 / 255 for k in range(33)]  # of the slider
+SHOWN = ("fgsm", "pgd", "random_noise")
+CHUNK = 4  # stops answered at a time, so that the one that is waited for comes soon
+AMPLIFICATIONS = (1, 4, 8, 16, 32, 64)
+HEIGHT, GAP = 224, 8  # of a picture on the screen, and between two
 
 
 def epsilon_curve(model, image, label, epsilons):
@@ -26,53 +35,398 @@ def epsilon_curve(model, image, label, epsilons):
     return list(zip(epsilons, models.p_malignant(model, batches).tolist(), strict=True))
 
 
-def epsilon_figure(shown, curve, epsilon):
-    """The image the model is given and the curve of P(malignant) over epsilon, with the current point.
+def epsilon_figure(shown, curves, epsilon):
+    """The image that the first model is given and each model's P(malignant) over epsilon, with the current points.
 
-    shown: the FGSM image at epsilon, float32 (1, 3, H, W) in [0, 1]; curve: of `epsilon_curve`; epsilon: a fraction, one of
-    the curve's. Returns a matplotlib Figure.
+    shown: the FGSM image at epsilon, float32 (1, 3, H, W) in [0, 1]; curves: {model: of `epsilon_curve`}; epsilon: a fraction, one
+    of the curves'. Returns a matplotlib Figure.
     """
-    figure = Figure(figsize=(8.2, 3.4), layout="constrained")
+    figure = Figure(figsize=(figures.WIDTH, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
     left.imshow(shown[0].permute(1, 2, 0).clamp(0, 1).numpy())
     left.set_axis_off()
-    nearest, now = min(curve, key=lambda point: abs(point[0] - epsilon))
-    answer = "malignant" if now > 0.5 else "benign"
-    left.set_title(f"under FGSM at {format_epsilon(nearest)}" if nearest else "clean image", fontsize=10)
-    right.plot([e * 255 for e, _ in curve], [p for _, p in curve], color="#0173b2", marker=".")
-    right.plot(nearest * 255, now, "o", color="#d55e00", markersize=9)
+    first = figures.model_name(next(iter(curves)))
+    left.set_title(f"under FGSM at {format_epsilon(epsilon)} on {first}", fontsize=10)
+    colors = figures.colors_of(list(curves))
+    for name, curve in curves.items():
+        nearest, now = min(curve, key=lambda point: abs(point[0] - epsilon))
+        label = f"{figures.model_name(name)}: {'malignant' if now > 0.5 else 'benign'}"
+        right.plot([e * 255 for e, _ in curve], [p for _, p in curve], ".-", color=colors[name], label=label)
+        right.plot(nearest * 255, now, "o", color=colors[name], markersize=9)
     right.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
     right.set(xlabel="epsilon (gray levels of 255)", ylabel="P(malignant)", ylim=(-0.03, 1.03))
-    right.set_title(f"{format_epsilon(nearest)}: P(malignant) = {now:.2f}, answer: {answer}", fontsize=10)
+    right.set_title(f"P(malignant) over epsilon, answers at {format_epsilon(epsilon)}", fontsize=10)
+    right.legend(frameon=False)
     right.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def epsilon_slider(model, image, label):
-    """A slider over epsilon with the picture of `epsilon_figure` below it: an ipywidgets VBox.
+class Answers:
+    """What one model says of one image under one attack, at every stop that was asked for so far: `rows` and `images` by stop.
 
-    image: float32 (1, 3, H, W) in [0, 1]; label: int64 (1,), the true class. Errors show as words under the slider.
+    network: the model; name: its name; side: `data.Side`; position: of the image there; attack: one of `SHOWN`.
     """
-    epsilons = [LARGEST * k / (STOPS - 1) for k in range(STOPS)]
-    images = list(attacks.fgsm(model, image, label, epsilons))
-    curve = list(zip(epsilons, models.p_malignant(model, torch.cat(images)).tolist(), strict=True))
-    slider = widgets.SelectionSlider(
-        options=[(format_epsilon(epsilon), k) for k, epsilon in enumerate(epsilons)],
-        description="epsilon",
-        continuous_update=False,
-        layout=widgets.Layout(width="480px"),
+
+    def __init__(self, network, name, side, position, attack, pgd_steps=10, seed=0):
+        self.network, self.name, self.attack, self.steps, self.seed = network, name, attack, pgd_steps, seed
+        self.table = side.table.iloc[[position]]
+        images, labels = side.tensors()
+        self.clean, self.label = images[[position]], labels[[position]]
+        self.images, self.rows = {}, {}
+
+    def missing(self, near=0):
+        """The stops without an answer, the nearest to stop `near` first; the clean image before all."""
+        return sorted(set(range(len(STOPS))) - set(self.rows), key=lambda k: (k > 0, abs(k - near)))
+
+    def answer(self, stops):
+        """Make the images of these stops and show them to the model. One backward pass serves all stops of FGSM."""
+        to_make = [k for k in stops if k not in self.images]
+        if to_make and self.attack != "pgd":
+            to_make = range(len(STOPS))
+        if to_make:
+            chosen = [STOPS[k] for k in to_make]
+            made = robustness.perturb(
+                self.network, self.clean, self.label, self.attack, chosen, self.steps, self.seed
+            )
+            self.images |= dict(zip(to_make, made, strict=True))
+        margins = evaluation.predict(self.network, torch.cat([self.images[k] for k in stops]))
+        for k, margin in zip(stops, margins, strict=True):
+            rows = evaluation.prediction_rows(
+                self.table,
+                model=self.name,
+                attack=self.attack,
+                epsilon=STOPS[k],
+                margins=[margin],
+                seed=self.seed,
+                clean=self.clean,
+                perturbed=self.images[k],
+            )
+            self.rows[k] = rows.iloc[0].to_dict()
+
+    def flips_at(self):
+        """The smallest epsilon among the answered stops that changes the clean decision (a fraction), or None."""
+        turned = [
+            k for k in sorted(self.rows) if (self.rows[k]["margin"] > 0) != (self.rows[0]["margin"] > 0)
+        ]
+        return STOPS[turned[0]] if turned else None
+
+
+def picture(panels, height=HEIGHT):
+    """Pictures side by side as the bytes of a PNG, enlarged by a whole factor to at least `height`, the gaps transparent.
+
+    panels: arrays (H, W, 3), uint8 or float in [0, 1].
+    """
+    panels = [np.asarray(panel) for panel in panels]
+    panels = [
+        panel if panel.dtype == np.uint8 else (panel * 255).round().astype(np.uint8) for panel in panels
+    ]
+    factor = -(-height // panels[0].shape[0])
+    panels = [panel.repeat(factor, 0).repeat(factor, 1) for panel in panels]
+    rows, columns = panels[0].shape[:2]
+    canvas = np.zeros((rows, len(panels) * (columns + GAP) - GAP, 4), np.uint8)
+    for k, panel in enumerate(panels):
+        left = k * (columns + GAP)
+        canvas[:, left : left + columns, :3] = panel
+        canvas[:, left : left + columns, 3] = 255
+    drawn = io.BytesIO()
+    Image.fromarray(canvas).save(drawn, "png", compress_level=1)
+    return drawn.getvalue()
+
+
+def curve_svg(curves, epsilon, width=460, height=200):
+    """P(malignant) over epsilon as SVG text in the colors of the page; a point at the current epsilon.
+
+    curves: {name: (color, {epsilon: probability})}; what is not answered yet is left out.
+    """
+    left, bottom, top = 44, 34, 8
+    inside = width - left - 10, height - bottom - top
+
+    def at(e, p):
+        return left + e / STOPS[-1] * inside[0], top + (1 - p) * inside[1]
+
+    def text(x, y, words, anchor="middle"):
+        return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" font-size="11" fill="currentColor">{words}</text>'
+
+    def line(x1, y1, x2, y2, dash=""):
+        return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="currentColor" opacity=".4"{dash}/>'
+
+    parts = [
+        line(*at(0, 0), *at(STOPS[-1], 0)),
+        line(*at(0, 0), *at(0, 1)),
+        line(*at(0, 0.5), *at(STOPS[-1], 0.5), ' stroke-dasharray="2 3"'),
+        *(text(at(k / 255, 0)[0], height - 18, f"{k}") for k in range(0, 17, 4)),
+        *(text(left - 6, at(0, p)[1] + 4, f"{p:g}", "end") for p in (0, 0.5, 1)),
+        text(left + inside[0] / 2, height - 3, "epsilon (gray levels of 255)"),
+        f'<text transform="translate(11 {top + inside[1] / 2:.0f}) rotate(-90)" text-anchor="middle" font-size="11" '
+        'fill="currentColor">P(malignant)</text>',
+    ]
+    for color, curve in curves.values():
+        points = " ".join("{:.1f},{:.1f}".format(*at(e, curve[e])) for e in sorted(curve))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
+        if epsilon in curve:
+            x, y = at(epsilon, curve[epsilon])
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{color}" stroke="currentColor"/>')
+    words = "; ".join(
+        f"{name} {curve[epsilon]:.2f}" for name, (_, curve) in curves.items() if epsilon in curve
     )
-    picture, message = widgets.Image(format="png"), widgets.HTML()
+    return (
+        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="P(malignant) at {format_epsilon(epsilon)}: {escape(words)}">{"".join(parts)}</svg>'
+    )
 
-    def redraw(change):
+
+class Explorer:
+    """The explorer as an ipywidgets box, `view`: choose an image, a model and an attack, and turn epsilon.
+
+    networks: {name: model}; side: the `data.Side` to browse; position: of the first image shown; background: False answers in the
+    calling thread. Until something is moved only what is shown is computed, so that a headless run loses no time.
+    """
+
+    def __init__(self, networks, side, position=0, *, pgd_steps=10, seed=0, background=True):
+        self.networks, self.side, self.options = networks, side, {"pgd_steps": pgd_steps, "seed": seed}
+        self.background, self.known, self.clean = background, {}, {}
+        self.lock, self.thread, self.touched = threading.RLock(), None, False
+        wide = {"style": {"description_width": "90px"}, "layout": widgets.Layout(width="300px")}
+        cases = sorted(side.table["case"].unique())
+        self.filter = widgets.Dropdown(
+            options=["all", "benign", "malignant", "right", "wrong"], description="images", **wide
+        )
+        self.case = widgets.Dropdown(options=["all", *cases], description="case", **wide)
+        self.image = widgets.Dropdown(options=self._offered(), value=position, description="image", **wide)
+        self.model = widgets.Dropdown(
+            options=[(figures.model_name(name), name) for name in networks], description="model", **wide
+        )
+        self.attack = widgets.Dropdown(
+            options=[(figures.ATTACK_NAMES[name], name) for name in SHOWN], description="attack", **wide
+        )
+        self.amplify = widgets.Dropdown(
+            options=[(f"x {k}", k) for k in AMPLIFICATIONS], value=16, description="perturbation", **wide
+        )
+        self.compare = widgets.Checkbox(description="all models side by side", indent=False)
+        self.epsilon = widgets.SelectionSlider(
+            options=[(format_epsilon(e), k) for k, e in enumerate(STOPS)],
+            value=8,
+            description="epsilon",
+            continuous_update=False,
+            style={"description_width": "90px"},
+            layout=widgets.Layout(width="420px"),
+        )
+        self.typed = widgets.Text(
+            value="4", description="in 255ths", continuous_update=False, layout=widgets.Layout(width="160px")
+        )
+        self.before, self.after = (
+            widgets.Button(description=words, tooltip=tooltip, layout=widgets.Layout(width="40px"))
+            for words, tooltip in (("◀", "previous image"), ("▶", "next image"))
+        )
+        self.pictures = widgets.Image(
+            format="png", layout=widgets.Layout(max_width="100%", object_fit="contain")
+        )
+        self.caption, self.words, self.curve, self.message = (widgets.HTML() for _ in range(4))
+        row = widgets.Layout(flex_flow="row wrap", align_items="center")
+        self.view = widgets.VBox(
+            [
+                widgets.Box([self.filter, self.case, self.image, self.before, self.after], layout=row),
+                widgets.Box([self.model, self.attack, self.amplify, self.compare], layout=row),
+                widgets.Box([self.epsilon, self.typed], layout=row),
+                self.message,
+                self.caption,
+                self.pictures,
+                widgets.Box([self.words, self.curve], layout=row),
+            ]
+        )
+        for control in (self.image, self.model, self.attack, self.amplify, self.compare, self.epsilon):
+            control.observe(self._guarded(self._changed), "value")
+        for control in (self.filter, self.case):
+            control.observe(self._guarded(self._filtered), "value")
+        self.typed.observe(self._guarded(self._from_text), "value")
+        self.before.on_click(self._guarded(lambda _: self._move(-1)))
+        self.after.on_click(self._guarded(lambda _: self._move(1)))
+        self._guarded(self._changed)(None)
+
+    # ------------------------------------------------------------ what is chosen
+
+    def _offered(self):
+        """The images that the filters leave, as (name, position)."""
+        table, kind = self.side.table, self.filter.value
+        keep = np.ones(len(table), bool)
+        if kind in ("benign", "malignant"):
+            keep = keep & (table["label"] == kind)
+        elif kind in ("right", "wrong"):
+            name = self.model.value
+            if name not in self.clean:
+                self.clean[name] = evaluation.predict(self.networks[name], self.side.tensors()[0])
+            keep = ((self.clean[name] > 0) == (self.side.labels == 1)) == (kind == "right")
+        if self.case.value != "all":
+            keep = keep & (table["case"] == self.case.value)
+        return [(f"{table['label'].iloc[k]}: {table['image'].iloc[k]}", int(k)) for k in np.flatnonzero(keep)]
+
+    def _filtered(self, _):
+        offered = self._offered()
+        if not offered:
+            self.message.value = "No image is left by these filters: choose others."
+            return
+        self.message.value = ""
+        self.image.options = offered  # takes the first, and tells `_changed`
+
+    def _move(self, step):
+        positions = [position for _, position in self.image.options]
+        self.image.value = positions[(positions.index(self.image.value) + step) % len(positions)]
+
+    def _from_text(self, _):
         try:
-            k = change["new"]
-            drawn = io.BytesIO()
-            epsilon_figure(images[k], curve, epsilons[k]).savefig(drawn, format="png", dpi=100)
-            picture.value, message.value = drawn.getvalue(), ""
-        except Exception as error:  # an error in a callback is otherwise lost without a word
-            message.value = f"Could not draw: {error}"
+            asked = float(self.typed.value) / 255
+        except ValueError:
+            self.message.value = f"{escape(repr(self.typed.value))} is not a number: type gray levels from 0 to 16, such as 2.5."
+            return
+        if not STOPS[0] <= asked <= STOPS[-1]:
+            self.message.value = f"{asked * 255:g} is out of range: type gray levels from 0 to 16."
+            return
+        self.epsilon.value = int(np.abs(np.array(STOPS) - asked).argmin())
 
-    slider.observe(redraw, "value")
-    redraw({"new": slider.value})
-    return widgets.VBox([slider, picture, message])
+    def _guarded(self, react):
+        """An error in a callback would be lost without a word: it is shown."""
+
+        def reacts(change):
+            try:
+                react(change)
+            except Exception as error:
+                self.message.value = f"This did not work: {escape(f'{type(error).__name__}: {error}')}"
+
+        return reacts
+
+    # ------------------------------------------------------------ what is answered
+
+    def _wanted(self):
+        """The answers that the current choice needs, those of the chosen model first."""
+        names = [self.model.value] + [
+            name for name in self.networks if name != self.model.value
+        ] * self.compare.value
+        return [self._answers(name) for name in names]
+
+    def _answers(self, name):
+        key = name, self.image.value, self.attack.value
+        with self.lock:
+            answers = self.known.pop(key, None)
+            while len(self.known) >= 2 * len(self.networks):
+                self.known.pop(next(iter(self.known)))  # the one that was not used for longest
+            if answers is None:
+                answers = Answers(self.networks[name], name, self.side, *key[1:], **self.options)
+            self.known[key] = answers
+            return answers
+
+    def _next(self):
+        """The next piece of work for the current choice: (answers, stops), or None. What the slider shows comes first."""
+        k, wanted = self.epsilon.value, self._wanted()
+        for answers in wanted:
+            if not {0, k} <= set(answers.rows):
+                return answers, [stop for stop in dict.fromkeys((0, k)) if stop not in answers.rows]
+        for answers in wanted if self.touched else ():
+            if missing := answers.missing(k):
+                return answers, missing[: 1 if answers.attack == "pgd" else CHUNK]
+        return None
+
+    def _work(self):
+        try:
+            while True:
+                with self.lock:
+                    work = self._next()
+                    if work is None:
+                        self.thread = None
+                        return
+                answers, stops = work
+                answers.answer(stops)
+                self._show()
+        except Exception as error:
+            with self.lock:
+                self.thread = None
+            self.message.value = f"This did not work: {escape(f'{type(error).__name__}: {error}')}"
+
+    def _changed(self, change):
+        if self.image.value is None:
+            return
+        self.touched |= change is not None
+        self.message.value = ""
+        self.typed.value = f"{STOPS[self.epsilon.value] * 255:g}"
+        self._show()
+        if not self.background:
+            self._work()
+            return
+        with self.lock:
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._work, daemon=True)
+                self.thread.start()
+
+    # ------------------------------------------------------------ what is shown
+
+    def _show(self):
+        with self.lock:
+            k, wanted, colors = self.epsilon.value, self._wanted(), figures.colors_of(list(self.networks))
+            ready = [answers for answers in wanted if {0, k} <= set(answers.rows)]
+            left = sum(len(answers.missing()) for answers in wanted)
+            words = (
+                f"Computing, {left} of {len(wanted) * len(STOPS)} stops left."
+                if left and self.touched
+                else ""
+            )
+            if ready and ready[0] is wanted[0]:
+                self.pictures.value = picture(self._panels(ready, k))
+                self.caption.value = self._caption(ready)
+            self.words.value = self._table(ready, k, words)
+            self.curve.value = curve_svg(
+                {
+                    figures.model_name(answers.name): (
+                        to_hex(colors[answers.name]),
+                        {STOPS[stop]: row["p_malignant"] for stop, row in list(answers.rows.items())},
+                    )
+                    for answers in wanted
+                },
+                STOPS[k],
+            )
+
+    def _panels(self, ready, k):
+        first = ready[0]
+        clean = _pixels(first.clean)
+        change = self.amplify.value * (_pixels(first.images[k]) - clean)
+        return [clean, np.clip(0.5 + change, 0, 1), *(_pixels(answers.images[k]) for answers in ready)]
+
+    def _caption(self, ready):
+        row = ready[0].rows[0]
+        names = ["original", f"perturbation x {self.amplify.value}"]
+        names += ["adversarial"] if len(ready) == 1 else [f"for {figures.model_name(a.name)}" for a in ready]
+        return (
+            f"<b>{escape(str(row['image']))}</b>, case {escape(str(row['case']))}, truly {row['label']}. "
+            f"From left to right: {', '.join(names)}."
+        )
+
+    def _table(self, ready, k, words):
+        head = ["", "clean", format_epsilon(STOPS[k]), "SSIM", "L∞ (255ths)", "L2", "turns at"]
+        lines = []
+        for answers in ready:
+            clean, row, turns = answers.rows[0], answers.rows[k], answers.flips_at()
+            turned = (clean["margin"] > 0) != (row["margin"] > 0)
+            said = [f"{each['p_malignant']:.2f} {_word_of(each)}" for each in (clean, row)]
+            at = format_epsilon(turns) if turns else ("not up to here" if not answers.missing() else "…")
+            cells = [
+                figures.model_name(answers.name),
+                said[0],
+                f"<b>{said[1]}{' – turned' if turned else ''}</b>",
+                f"{row['ssim']:.3f}",
+                f"{row['linf'] * 255:.2f}",
+                f"{row['l2']:.2f}",
+                at,
+            ]
+            lines.append("".join(f'<td style="padding: 2px 8px">{cell}</td>' for cell in cells))
+        head = "".join(f'<th style="padding: 2px 8px; text-align: left">{cell}</th>' for cell in head)
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        return (
+            f'<div role="status" aria-live="polite"><table><tr>{head}</tr>{body}</table>'
+            f"P(malignant) and the decision. <i>{words}</i></div>"
+        )
+
+
+def _word_of(row):
+    return "malignant" if row["margin"] > 0 else "benign"
+
+
+def _pixels(batch):
+    return batch[0].permute(1, 2, 0).numpy()

@@ -146,8 +146,8 @@ def _panels(rows, columns, height, title, **options):
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def _colors(models):
-    """The color of each model; unknown ones take the spare colors in their order."""
+def colors_of(models):
+    """The color of each model, the same in every figure; unknown ones take the spare colors in their order."""
     spare = [model for model in models if model not in MODEL_COLORS]
     extra = {model: SPARE_COLORS[k % len(SPARE_COLORS)] for k, model in enumerate(spare)}
     return {model: MODEL_COLORS.get(model, extra.get(model)) for model in models}
@@ -348,7 +348,7 @@ def learning_curves(histories, title):
     missing values are left out. The chosen epoch is the one with the lowest validation loss.
     """
     figure, grid = _panels(1, 2, 3.9, title)
-    colors = _colors(list(histories))
+    colors = colors_of(list(histories))
     for model, history in histories.items():
         style = {"color": colors[model], "marker": "." if len(history) < 40 else None}
         for axes, quantity in zip(grid[0], ("loss", "accuracy"), strict=True):
@@ -455,7 +455,7 @@ def accuracy_curves(metrics, subset="all", attacks=("fgsm", "pgd"), split_by=Non
     clean = rows[rows["attack"] == "none"]
     attacks = [attack for attack in attacks if (rows["attack"] == attack).any()] or ["none"]
     models = _in_order(set(rows["model"]) - {"always_malignant"}, MODEL_COLORS)
-    colors = _colors(models)
+    colors = colors_of(models)
     epsilons = sorted({0.0, *rows.loc[rows["attack"].isin(attacks), "epsilon"]})
     place = {epsilon: k for k, epsilon in enumerate(epsilons)}
     shown = [(attack, value) for attack in attacks for value in values]
@@ -796,7 +796,7 @@ def steps_curves(audit):
     title = f"PGD at {format_epsilon(first['epsilon'])} by its steps, {first['n']} test images"
     figure, grid = _panels(1, 2, 3.9, title)
     models = _in_order(audit["model"], MODEL_COLORS)
-    colors = _colors(models)
+    colors = colors_of(models)
     names = {
         "accuracy": "accuracy (fraction of images)",
         "margin": "margin left, mean (logits; 0 once fooled)",
@@ -828,7 +828,7 @@ def reliability_and_abstention(curves, title):
     """
     conditions = list(dict.fromkeys(condition for _, condition in curves))
     models = _in_order({model for model, _ in curves}, MODEL_COLORS)
-    colors, styles = _colors(models), dict(zip(conditions, ("-", "--"), strict=True))
+    colors, styles = colors_of(models), dict(zip(conditions, ("-", "--"), strict=True))
     figure, grid = _panels(1, 3, 3.9, title, sharey=True)
     panels, last = dict(zip(conditions, grid[0], strict=False)), grid[0, -1]
     for (model, condition), (points, kept) in curves.items():
@@ -855,7 +855,7 @@ def certified_curves(certified):
     """
     certified = pd.DataFrame(certified)
     models = _in_order(certified["model"], MODEL_COLORS)
-    colors = _colors(models)
+    colors = colors_of(models)
     count = len(certified[certified["model"] == models[0]])
     sigma = certified["sigma"].iloc[0]
     figure, grid = _panels(1, 1, 3.9, f"Randomized smoothing with noise of {sigma:g}, {count} test images")
@@ -886,7 +886,7 @@ def trade_off(metrics, epsilon, split_by=None, value="balanced_accuracy"):
     figure, grid = _panels(1, 1, 4.6, title)
     axes = grid[0, 0]
     models = _in_order(worst["model"], MODEL_COLORS)
-    colors = _colors(models)
+    colors = colors_of(models)
     for model in models:
         mine = worst["model"] == model, (rows["model"] == model) & (rows["attack"] == "none")
         y, x = worst[mine[0]].iloc[0], rows[mine[1]].iloc[0]

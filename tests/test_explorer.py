@@ -1,30 +1,168 @@
+import time
+from io import BytesIO
+
 import ipywidgets
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from lib import attacks, explorer, models
+from lib import attacks, data, evaluation, explorer, models, robustness
 
 
 @pytest.fixture(scope="module")
-def shown():
-    return models.build("none"), torch.rand(1, 3, 32, 32), torch.tensor([1])
+def side(drawn):
+    index = data.index_images(drawn)
+    table = index.assign(split="test", split_by="case", fold=0)
+    pixels, table = data.load_pixels(table, 32)
+    return data.Images(table, pixels).side("test")
 
 
-def test_the_curve_is_what_the_attack_gives(shown):
-    model, image, label = shown
+@pytest.fixture(scope="module")
+def networks():
+    return {"baseline": models.build("none", seed=0), "adversarial_training": models.build("none", seed=1)}
+
+
+@pytest.fixture
+def shown(networks, side):
+    return explorer.Explorer(networks, side, background=False)
+
+
+def test_the_curve_is_what_the_attack_gives():
+    model, image, label = models.build("none"), torch.rand(1, 3, 32, 32), torch.tensor([1])
     epsilons = [0, 4 / 255, 8 / 255]
     curve = explorer.epsilon_curve(model, image, label, epsilons)
     expected = [models.p_malignant(model, batch)[0] for batch in attacks.fgsm(model, image, label, epsilons)]
     assert [p for _, p in curve] == pytest.approx(expected, abs=1e-5)
 
 
-def test_moving_the_slider_redraws_and_uses_no_output_widget(shown):
-    box = explorer.epsilon_slider(*shown)
-    slider, picture, message = box.children
-    before = picture.value
-    slider.value = len(slider.options) - 1
-    assert picture.value != before and picture.value[:4] == b"\x89PNG" and message.value == ""
-    slider.value = 0
-    assert picture.value == before
-    assert slider.options[-1][0] == "16/255"
-    assert not any(isinstance(child, ipywidgets.Output) for child in box.children)
+def test_the_figure_has_a_curve_for_each_model():
+    curves = {name: [(0, 0.2), (4 / 255, 0.9)] for name in ("baseline", "adversarial_training")}
+    left, right = explorer.epsilon_figure(torch.rand(1, 3, 8, 8), curves, 4 / 255).axes
+    assert left.get_title() == "under FGSM at 4/255 on baseline"
+    assert [line.get_label() for line in right.lines[:3:2]] == [
+        "baseline: malignant",
+        "adversarial training: malignant",
+    ]
+
+
+@pytest.mark.parametrize("attack", explorer.SHOWN)
+def test_what_is_shown_is_what_the_table_says(networks, side, attack):
+    """One image alone and in a batch may differ in the last bits; the decision and the image may not."""
+    answers = explorer.Answers(networks["baseline"], "baseline", side, 3, attack, pgd_steps=3, seed=5)
+    stops = [0, 8, 32]
+    answers.answer(stops)
+    chosen = [explorer.STOPS[k] for k in stops]
+    images, labels = side.tensors()
+    made = robustness.perturb(networks["baseline"], images[[3]], labels[[3]], attack, chosen, 3, 5)
+    for k, epsilon, image in zip(stops, chosen, made, strict=True):
+        assert torch.equal(answers.images[k], image)
+        row = answers.rows[k]
+        margin = evaluation.predict(networks["baseline"], torch.cat([image, images]))[0]
+        assert row["margin"] == pytest.approx(margin, rel=1e-5) and (row["margin"] > 0) == (margin > 0)
+        assert row["linf"] <= epsilon + 1e-6 and row["epsilon"] == epsilon
+    assert answers.rows[0]["linf"] == 0 and answers.rows[0]["ssim"] == 1
+
+
+def test_the_smallest_epsilon_is_the_first_stop_with_another_decision(networks, side):
+    answers = explorer.Answers(networks["baseline"], "baseline", side, 0, "fgsm")
+    answers.rows = {k: {"margin": 1.0 if k < 5 else -1.0} for k in (0, 3, 5, 9)}
+    assert answers.flips_at() == explorer.STOPS[5]
+    answers.rows = {k: {"margin": 1.0} for k in range(33)}
+    assert answers.flips_at() is None
+    assert explorer.Answers(networks["baseline"], "baseline", side, 0, "fgsm").missing(near=10)[:3] == [
+        0,
+        10,
+        9,
+    ]
+
+
+def test_before_anything_is_moved_only_what_is_shown_is_computed(shown):
+    (answers,) = shown.known.values()
+    assert set(answers.rows) == {0, 8}
+    shown.epsilon.value = 16
+    assert answers.missing() == []
+    assert "turned" in shown.words.value or "benign" in shown.words.value or "malignant" in shown.words.value
+
+
+def test_turning_epsilon_changes_picture_words_and_curve(shown, side):
+    before = shown.pictures.value, shown.words.value, shown.curve.value
+    shown.epsilon.value = 32
+    assert all(
+        new != old
+        for new, old in zip((shown.pictures.value, shown.words.value, shown.curve.value), before, strict=True)
+    )
+    assert shown.typed.value == "16" and "16/255" in shown.words.value
+    (answers,) = shown.known.values()
+    panels = np.asarray(Image.open(BytesIO(shown.pictures.value)))
+    size = 7 * 32
+    assert panels.shape == (size, 3 * size + 2 * explorer.GAP, 4)
+    last = answers.images[32][0].permute(1, 2, 0).numpy()
+    assert np.array_equal(panels[::7, -size::7, :3], (last * 255).round().astype(np.uint8))
+    assert f"{answers.rows[32]['p_malignant']:.2f}" in shown.words.value
+    shown.epsilon.value = 8
+    assert shown.pictures.value == before[0]
+    assert not any(isinstance(each, ipywidgets.Output) for each in shown.view.children)
+
+
+def test_all_models_stand_side_by_side(shown):
+    shown.compare.value = True
+    assert "adversarial training" in shown.words.value and "baseline" in shown.words.value
+    assert np.asarray(Image.open(BytesIO(shown.pictures.value))).shape[1] == 4 * 224 + 3 * explorer.GAP
+    assert shown.curve.value.count("<polyline") == 2 and "adversarial training" in shown.curve.value
+
+
+def test_images_are_filtered_and_browsed(shown, side, networks):
+    count = len(side)
+    assert len(shown.image.options) == count
+    shown.filter.value = "benign"
+    chosen = [position for _, position in shown.image.options]
+    assert chosen == np.flatnonzero(side.labels == 0).tolist() and shown.image.value == chosen[0]
+    shown.after.click()
+    assert shown.image.value == chosen[1]
+    shown.before.click()
+    shown.before.click()
+    assert shown.image.value == chosen[-1]
+    assert side.table["image"].iloc[chosen[-1]] in shown.caption.value
+    shown.filter.value = "right"
+    margins = evaluation.predict(networks["baseline"], side.tensors()[0])
+    right = (margins > 0) == (side.labels == 1)
+    assert [position for _, position in shown.image.options] == np.flatnonzero(right).tolist()
+    shown.filter.value, shown.case.value = "all", side.table["case"].iloc[5]
+    assert [position for _, position in shown.image.options] == np.flatnonzero(
+        side.table["case"] == shown.case.value
+    ).tolist()
+    shown.filter.value = "benign" if side.labels[5] else "malignant"
+    assert "No image is left" in shown.message.value
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [("four", "not a number"), ("17", "out of range"), ("-1", "out of range"), ("nan", "out of range")],
+)
+def test_what_cannot_be_an_epsilon_is_told_in_words(shown, typed, words):
+    before = shown.epsilon.value
+    shown.typed.value = typed
+    assert words in shown.message.value and shown.epsilon.value == before
+    shown.typed.value = "2.5"
+    assert shown.epsilon.value == 5 and shown.message.value == ""
+
+
+def test_an_error_is_told_in_words(shown, networks):
+    shown.known.clear()
+    broken = torch.nn.Linear(2, 2)
+    shown.networks = {"baseline": broken, "adversarial_training": broken}
+    shown.epsilon.value = 3
+    assert "This did not work: " in shown.message.value
+    assert "<" not in shown.message.value.split("work: ")[1]
+
+
+def test_in_the_background_the_shown_stop_comes_first_and_all_follow(networks, side):
+    view = explorer.Explorer(networks, side)
+    view.epsilon.value = 20
+    deadline = time.monotonic() + 60
+    while view.thread is not None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (answers,) = view.known.values()
+    assert list(answers.rows)[:2] in ([0, 8], [0, 20]) and answers.missing() == []
+    assert "Computing" not in view.words.value and "10/255" in view.words.value
