@@ -179,7 +179,7 @@ class Explorer:
     """The explorer as an ipywidgets box, `view`: choose an image, a model and an attack, and turn epsilon.
 
     networks: {name: model}; side: the `data.Side` to browse; position: of the first image shown; background: False answers in the
-    calling thread. Until something is moved only what is shown is computed, so that a headless run loses no time.
+    calling thread. Until something is moved only what is shown is computed, at once, so that a headless run loses no time.
     """
 
     def __init__(self, networks, side, position=0, *, pgd_steps=10, seed=0, background=True):
@@ -348,7 +348,7 @@ class Explorer:
         self.message.value = ""
         self.typed.value = f"{STOPS[self.epsilon.value] * 255:g}"
         self._show()
-        if not self.background:
+        if not (self.background and self.touched):
             self._work()
             return
         with self.lock:
