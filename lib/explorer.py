@@ -8,20 +8,24 @@ go into an `Image` widget and words and curves into HTML: a headless run with Ou
 import io
 import threading
 from html import escape
+from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 
-from lib import attacks, evaluation, figures, models, robustness
+from lib import attacks, data, evaluation, figures, models, robustness
 from lib.evaluation import format_epsilon
 
 STOPS = [k / 2 / 255 for k in range(33)]  # of the slider
 SHOWN = ("fgsm", "pgd", "random_noise")
 CHUNK = 4  # stops answered at a time, so that the one that is waited for comes soon
+OWN = "own"  # the case of images that are not of the study
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 AMPLIFICATIONS = (1, 4, 8, 16, 32, 64)
 HEIGHT, GAP = 224, 8  # of a picture on the screen, and between two
 
@@ -109,6 +113,42 @@ class Answers:
             k for k in sorted(self.rows) if (self.rows[k]["margin"] > 0) != (self.rows[0]["margin"] > 0)
         ]
         return STOPS[turned[0]] if turned else None
+
+
+def own_images(files, network, image_size):
+    """Images that are not of the study, as a `data.Side`; each one's label is the network's own answer, as nobody knows the truth.
+
+    files: a folder, a list of paths, or {name: bytes}; image_size: pixels, as the network was trained. An image is cropped to the
+    shape of BreaKHis's field of view, 700 x 460, around its center. Raises ValueError, naming the file, where one is no image, not
+    RGB or too small, and where there is none.
+    """
+    if isinstance(files, str | Path):
+        folder = Path(files)
+        files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+        if not files:
+            raise ValueError(f"{folder} holds no image: files ending in {', '.join(SUFFIXES)} are read.")
+    if not isinstance(files, dict):
+        files = {Path(path).name: Path(path) for path in files}
+    size = data.field_width(image_size), image_size
+    pixels = []
+    for name, content in files.items():
+        try:
+            with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+                image.load()
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{name} is not a readable image: {error}") from error
+        if image.mode not in ("RGB", "RGBA"):
+            raise ValueError(f"{name} is not an RGB image (its mode is {image.mode}): convert it first.")
+        if image.width < size[0] or image.height < size[1]:
+            raise ValueError(
+                f"{name} is {image.width} x {image.height} pixels: at least {size[0]} x {size[1]} are needed."
+            )
+        pixels.append(np.asarray(ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)))
+    pixels = np.stack(pixels)
+    malignant = evaluation.predict(network, data.center_crop(pixels)) > 0
+    table = pd.DataFrame({"image": list(files), "label": np.where(malignant, "malignant", "benign")})
+    table = table.assign(case=OWN, subtype="", magnification=0, split=OWN, split_by=OWN, fold=0)
+    return data.Side(table, pixels, malignant.astype(np.int64), OWN)
 
 
 def picture(panels, height=HEIGHT):
@@ -218,6 +258,7 @@ class Explorer:
             widgets.Button(description=words, tooltip=tooltip, layout=widgets.Layout(width="40px"))
             for words, tooltip in (("◀", "previous image"), ("▶", "next image"))
         )
+        self.upload = widgets.FileUpload(accept=",".join(SUFFIXES), multiple=True, description="your own")
         self.pictures = widgets.Image(
             format="png", layout=widgets.Layout(max_width="100%", object_fit="contain")
         )
@@ -225,7 +266,9 @@ class Explorer:
         row = widgets.Layout(flex_flow="row wrap", align_items="center")
         self.view = widgets.VBox(
             [
-                widgets.Box([self.filter, self.case, self.image, self.before, self.after], layout=row),
+                widgets.Box(
+                    [self.filter, self.case, self.image, self.before, self.after, self.upload], layout=row
+                ),
                 widgets.Box([self.model, self.attack, self.amplify, self.compare], layout=row),
                 widgets.Box([self.epsilon, self.typed], layout=row),
                 self.message,
@@ -238,6 +281,7 @@ class Explorer:
             control.observe(self._guarded(self._changed), "value")
         for control in (self.filter, self.case):
             control.observe(self._guarded(self._filtered), "value")
+        self.upload.observe(self._guarded(self._uploaded), "value")
         self.typed.observe(self._guarded(self._from_text), "value")
         self.before.on_click(self._guarded(lambda _: self._move(-1)))
         self.after.on_click(self._guarded(lambda _: self._move(1)))
@@ -267,6 +311,19 @@ class Explorer:
             return
         self.message.value = ""
         self.image.options = offered  # takes the first, and tells `_changed`
+
+    def _uploaded(self, _):
+        """Browse the images that were uploaded instead of the study's."""
+        files = {each["name"]: bytes(each["content"]) for each in self.upload.value}
+        if files:
+            side = own_images(files, self.networks[self.model.value], self.side.pixels[:1].shape[1])
+            with self.lock:
+                self.side, self.clean = side, {}
+                self.known.clear()
+                self.filter.value = "all"
+                self.case.options = ["all"]
+                self.image.options = self._offered()
+            self._changed("uploaded")  # the first image may have the number of the one before
 
     def _move(self, step):
         positions = [position for _, position in self.image.options]
@@ -391,12 +448,12 @@ class Explorer:
 
     def _caption(self, ready):
         row = ready[0].rows[0]
+        known = f"case {escape(str(row['case']))}, truly {row['label']}"
+        if row["case"] == OWN:
+            known = "an image of your own: the attacks lead away from the model's answer"
         names = ["original", f"perturbation x {self.amplify.value}"]
         names += ["adversarial"] if len(ready) == 1 else [f"for {figures.model_name(a.name)}" for a in ready]
-        return (
-            f"<b>{escape(str(row['image']))}</b>, case {escape(str(row['case']))}, truly {row['label']}. "
-            f"From left to right: {', '.join(names)}."
-        )
+        return f"<b>{escape(str(row['image']))}</b>, {known}. From left to right: {', '.join(names)}."
 
     def _table(self, ready, k, words):
         head = ["", "clean", format_epsilon(STOPS[k]), "SSIM", "L∞ (255ths)", "L2", "turns at"]

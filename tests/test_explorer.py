@@ -1,4 +1,5 @@
 import time
+from datetime import UTC, datetime
 from io import BytesIO
 
 import ipywidgets
@@ -8,6 +9,8 @@ import torch
 from PIL import Image
 
 from lib import attacks, data, evaluation, explorer, models, robustness
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +169,59 @@ def test_in_the_background_the_shown_stop_comes_first_and_all_follow(networks, s
     (answers,) = view.known.values()
     assert list(answers.rows)[:3] == [0, 8, 20] and answers.missing() == []
     assert "Computing" not in view.words.value and "10/255" in view.words.value
+
+
+def png(mode="RGB", size=(120, 90), color=(200, 120, 160)):
+    drawn = BytesIO()
+    Image.new(mode, size, color if mode == "RGB" else 7).save(drawn, "png")
+    return drawn.getvalue()
+
+
+def test_own_images_of_a_folder_are_cropped_and_answered(networks, tmp_path):
+    wide = np.zeros((92, 240, 3), np.uint8)
+    wide[:, 50:190] = 200  # the central part of the shape of a field of view
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    own = explorer.own_images(tmp_path, networks["baseline"], 32)
+    assert own.table["image"].tolist() == ["wide.png"] and (own.pixels[:, :, 3:-3] == 200).all()
+    assert own.pixels.shape == (1, 32, data.field_width(32), 3)
+    margin = evaluation.predict(networks["baseline"], own.tensors()[0])[0]
+    assert own.table["label"].iloc[0] == ("malignant" if margin > 0 else "benign")
+    view = explorer.Explorer({"mine": networks["baseline"]}, own, background=False)
+    assert "an image of your own" in view.caption.value and "mine" in view.words.value
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"no image", "bad.png is not a readable image"),
+        (png("L"), "bad.png is not an RGB image"),
+        (png(size=(40, 90)), "bad.png is 40 x 90 pixels: at least 49 x 32"),
+        (png()[:200], "bad.png is not a readable image"),
+    ],
+)
+def test_what_is_no_image_is_told_in_words(shown, networks, content, words):
+    with pytest.raises(ValueError, match=words):
+        explorer.own_images({"bad.png": content}, networks["baseline"], 32)
+    before = shown.caption.value
+    shown.upload.value = [
+        {"name": "bad.png", "type": "image/png", "size": 1, "content": content, "last_modified": NOW}
+    ]
+    assert words in shown.message.value and shown.caption.value == before
+
+
+def test_an_upload_is_browsed_instead(shown):
+    files = [("a.png", (200, 120, 160)), ("b.png", (90, 60, 120))]
+    shown.upload.value = [
+        {"name": name, "type": "image/png", "size": 1, "content": png(color=color), "last_modified": NOW}
+        for name, color in files
+    ]
+    assert [name.split(": ")[1] for name, _ in shown.image.options] == ["a.png", "b.png"]
+    assert "a.png" in shown.caption.value and shown.message.value == ""
+    shown.after.click()
+    assert "b.png" in shown.caption.value
+
+
+def test_a_folder_without_images_says_what_is_read(networks, tmp_path):
+    with pytest.raises(ValueError, match="holds no image"):
+        explorer.own_images(tmp_path, networks["baseline"], 32)
