@@ -29,9 +29,10 @@ def lab(smoke, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     notebook = study.NOTEBOOKS / "03_fgsm_attack.ipynb"
     own = profiles.declared_in(notebook)
+    (folder / "notebooks").mkdir()
     papermill.execute_notebook(
         notebook,
-        folder / "03.ipynb",
+        folder / "notebooks" / "03.ipynb",
         {name: value for name, value in profiles.load("smoke").items() if name in own},
         prepare_only=True,
         progress_bar=False,
@@ -39,11 +40,15 @@ def lab(smoke, tmp_path_factory):
     places = {
         name: str(folder / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_WORKSPACES_DIR")
     }
-    environment = os.environ | places | {"STUDY_HOME": str(smoke[0])}
+    # A copy: the notebook writes its predictions and figures anew.
+    shutil.copytree(smoke[0] / "runs", folder / "home" / "runs")
+    environment = os.environ | places | {"STUDY_HOME": str(folder / "home")}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0"]
-    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None"]
-    info = folder / "server.json"
-    command += [f"--ServerApp.info_file={info}"]
+    command += [
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={folder / 'notebooks'}",
+        "--LabApp.news_url=None",
+    ]
     with open(folder / "lab.log", "w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
     try:
