@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 10000
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 
-.PHONY: reports test lab data lint format lock clean
+.PHONY: reports test lab latency data lint format lock clean
 
 reports: .venv/ready  ## run what changed of the study and publish reports/<run>/
 	$(BIN)/python -m lib.study $(PROFILE) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(foreach pair,$(SET),--set $(pair))
@@ -19,6 +19,9 @@ test: .venv/ready  ## every test, the notebooks under nbval included
 
 lab: .venv/ready  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+latency: .venv/ready  ## how fast the explorer answers, into reports/explorer.json; needs Chromium and an idle machine
+	$(BIN)/python tests/bench_explorer.py
 
 data: .venv/ready  ## download BreaKHis (4 GB) into data/, or go on with it, and count it
 	$(BIN)/python -m lib.database

@@ -1,31 +1,22 @@
 """The explorer in JupyterLab, as a person meets it: a real server, a real kernel, a real browser that drags and types."""
 
 import io
-import os
 import shutil
-import subprocess
-import sys
-import time
-import urllib.request
 
 import numpy as np
 import papermill
 import pytest
+from browser import CHROMIUM, HANDLE, drag, opened
 from PIL import Image
 
 from lib import data, explorer, models, profiles, study
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PATIENCE = 240_000  # milliseconds; a kernel imports torch on a busy machine
-
 
 @pytest.fixture(scope="module")
-def lab(smoke, tmp_path_factory):
-    """The address of a JupyterLab on notebook 03, prepared for the smoke study."""
+def page(smoke, tmp_path_factory):
+    """Notebook 03, prepared for the smoke study, in the browser; all its cells have run."""
     if not CHROMIUM:
-        pytest.skip(
-            "no Chromium: install it (Debian: apt-get install chromium) to test the explorer in JupyterLab"
-        )
+        pytest.skip("no Chromium (Debian: apt-get install chromium), so JupyterLab was not opened")
     folder = tmp_path_factory.mktemp("lab")
     notebook = study.NOTEBOOKS / "03_fgsm_attack.ipynb"
     own = profiles.declared_in(notebook)
@@ -37,53 +28,11 @@ def lab(smoke, tmp_path_factory):
         prepare_only=True,
         progress_bar=False,
     )
-    places = {
-        name: str(folder / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_WORKSPACES_DIR")
-    }
     # A copy: the notebook writes its predictions and figures anew.
     shutil.copytree(smoke[0] / "runs", folder / "home" / "runs")
-    environment = os.environ | places | {"STUDY_HOME": str(folder / "home")}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0"]
-    command += [
-        "--IdentityProvider.token=",
-        f"--ServerApp.root_dir={folder / 'notebooks'}",
-        "--LabApp.news_url=None",
-    ]
-    with open(folder / "lab.log", "w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
-    try:
-        address, deadline = None, time.monotonic() + 120
-        while address is None and time.monotonic() < deadline:
-            found = [line for line in (folder / "lab.log").read_text().split() if line.startswith("http://")]
-            address = found[0].split("/lab")[0] if found else None
-            time.sleep(0.2)
-        assert address, (folder / "lab.log").read_text()
-        urllib.request.urlopen(f"{address}/api").read()
-        yield address
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-@pytest.fixture(scope="module")
-def page(lab):
-    """Notebook 03 in the browser, all cells run; what the console said as errors in `page.said`."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1300, "height": 1000})
-        page.set_default_timeout(PATIENCE)
-        page.said = []
-        page.on("console", lambda said: page.said.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.goto(f"{lab}/lab/tree/03.ipynb")
-        page.wait_for_selector(".jp-Notebook .jp-Cell")
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_text("Run All Cells", exact=True).click()
-        page.wait_for_selector(".widget-slider .noUi-handle")
+    with opened(folder / "notebooks" / "03.ipynb", folder / "home") as page:
+        page.locator(HANDLE).scroll_into_view_if_needed()
         yield page
-        browser.close()
 
 
 def words(page):
@@ -99,26 +48,18 @@ def shown(page):
     return np.asarray(Image.open(io.BytesIO(bytes(content))))
 
 
-def drag(page, share):
-    """Drag the handle to a share of the slider, and wait for the words to follow."""
+def drag_and_wait(page, share):
     before = words(page)
-    handle = page.locator(".widget-slider .noUi-handle")
-    handle.scroll_into_view_if_needed()
-    at, line = handle.bounding_box(), page.locator(".widget-slider .noUi-base").bounding_box()
-    y = at["y"] + at["height"] / 2
-    page.mouse.move(at["x"] + at["width"] / 2, y)
-    page.mouse.down()
-    page.mouse.move(line["x"] + share * line["width"], y, steps=4)
-    page.mouse.up()
+    drag(page, share)
     page.wait_for_function(
         "before => document.querySelector('div[role=status] table').innerText !== before", arg=before
     )
 
 
 def test_the_slider_turns_the_picture_and_the_words(page, smoke):
-    drag(page, 0.5)
+    drag_and_wait(page, 0.5)
     first = shown(page)
-    drag(page, 1.0)
+    drag_and_wait(page, 1.0)
     said, last = words(page), shown(page)
     assert "16/255" in said and not np.array_equal(first, last)
     assert np.array_equal(first[:, : first.shape[0]], last[:, : last.shape[0]]), "the original stays"
@@ -150,7 +91,7 @@ def test_an_epsilon_can_be_typed_and_words_are_refused(page):
 
 
 def test_it_goes_by_keyboard(page):
-    page.locator(".widget-slider .noUi-handle").focus()
+    page.locator(HANDLE).focus()
     page.keyboard.press("ArrowRight")
     page.wait_for_function(
         "() => document.querySelector('div[role=status] table').innerText.includes('3/255')"
