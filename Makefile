@@ -18,7 +18,7 @@ test: .venv/ready  ## every test, the notebooks under nbval included
 	$(BIN)/python -m pytest
 
 lab: .venv/ready  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks --LabApp.default_url=/lab/tree/00_welcome.ipynb
 
 latency: .venv/ready  ## how fast the explorer answers, into reports/explorer.json; needs Chromium and an idle machine
 	$(BIN)/python tests/bench_explorer.py

@@ -82,6 +82,28 @@ def _stages(notebooks):
     return stages
 
 
+def overview():
+    """How far each run is: dicts with run, images (what was studied), finished (stages), next (the notebook to run) and report."""
+    stages, found = _stages(NOTEBOOKS), []
+    for folder in sorted(path for path in (runs.home() / "runs").glob("[!.]*") if path.is_dir()):
+        finished = [stage for stage in stages if _record(folder, stage).get("finished")]
+        if not finished:
+            continue
+        about = runs.read_json(folder / "dataset.json")
+        report = runs.home() / "reports" / folder.name / "index.html"
+        waiting = [stage.stem for stage in stages if stage not in finished]
+        found.append(
+            {
+                "run": folder.name,
+                "images": f"{about.get('images', 0)} of {about.get('name', 'unknown')}",
+                "finished": f"{len(finished)} of {len(stages)}",
+                "next": waiting[0] if waiting else "",
+                "report": _shown(report) if report.exists() else "",
+            }
+        )
+    return found
+
+
 def _run_stages(stages, parameters, folder, force):
     for number, notebook in enumerate(stages):
         declared = profiles.declared_in(notebook)

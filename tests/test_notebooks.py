@@ -21,6 +21,26 @@ def test_the_comparison_comes_last():
     assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "07", "06"]
 
 
+WELCOME = study.NOTEBOOKS / "00_welcome.ipynb"
+
+
+def test_the_welcome_page_names_every_notebook_and_the_state_of_the_runs(smoke, tmp_path, monkeypatch):
+    notebook = nbformat.read(WELCOME, 4)
+    nbformat.validate(notebook)
+    assert all(cell.outputs == [] for cell in notebook.cells if cell.cell_type == "code")
+    assert all(f"]({path.name})" in notebook.cells[0].source for path in NOTEBOOKS)
+    for home, expected in (
+        (smoke[0], f'<td style="text-align: left">{len(NOTEBOOKS)} of {len(NOTEBOOKS)}</td>'),
+        (tmp_path, None),
+    ):
+        monkeypatch.setenv("STUDY_HOME", str(home))
+        done = papermill.execute_notebook(
+            WELCOME, tmp_path / "out.ipynb", kernel_name="python3", progress_bar=False
+        )
+        (cell,) = (cell for cell in done.cells if cell.cell_type == "code")
+        assert (expected in str(cell.outputs)) if expected else cell.outputs == []
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_stored_without_outputs_for_the_kernel_python3(path):
     notebook = nbformat.read(path, 4)
