@@ -182,7 +182,9 @@ def read_piece(file):
     )
     if list(piece.columns) != COLUMNS:
         odd = sorted(set(piece.columns) ^ set(COLUMNS)) or "the order"
-        raise ValueError(f"{file} is not a table of predictions: its columns differ in {odd}.")
+        raise ValueError(
+            f"{file} is not a table of predictions of this version, its columns differ in {odd}: delete it and run again."
+        )
     return piece
 
 
