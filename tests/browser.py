@@ -30,10 +30,12 @@ def opened(notebook, home):
         page.on("console", lambda said: page.said.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: page.said.append(str(error)))
         page.goto(f"{address}/lab/tree/{notebook.name}")
-        page.wait_for_selector(".jp-Notebook .jp-Cell")
+        # While its kernel starts, a notebook takes no notice of a click.
+        page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext")
+        page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.sessionContext.ready; }")
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
-        page.wait_for_selector(HANDLE)
+        page.wait_for_selector(HANDLE, state="attached")  # far down, it may not be drawn yet
         yield page
         browser.close()
 
@@ -44,7 +46,12 @@ def _server(folder, home):
     places = ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTERLAB_SETTINGS_DIR")
     own = {name: str(folder.parent / name.lower()) for name in places}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0"]
-    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None"]
+    command += [
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={folder}",
+        "--LabApp.news_url=None",
+        "--LabApp.expose_app_in_browser=True",
+    ]
     said = folder.parent / "lab.log"
     with open(said, "w") as log:
         environment = os.environ | own | {"STUDY_HOME": str(home)}
