@@ -49,9 +49,11 @@ def shown(page):
 
 
 def wait_for_epsilon(page, expected):
-    """The words change once more while answers come in from the background: the column's head says which epsilon they are for."""
+    """Wait until this epsilon is answered: its column has a value. Words change again while more answers come in from behind."""
     page.wait_for_function(
-        "expected => document.querySelectorAll('div[role=status] th')[2].innerText === expected", arg=expected
+        "expected => document.querySelectorAll('div[role=status] th')[2].innerText === expected"
+        " && document.querySelector('div[role=status] td')",
+        arg=expected,
     )
 
 
