@@ -6,9 +6,8 @@ from lib.evaluation import TESTED, format_epsilon, tested_rows
 
 # PGD at one epsilon with other numbers of steps, on some test images: a row for each model and setting. steps 0 is the clean image.
 AUDIT = ["model", "epsilon", "steps", "restarts", "step_size", "n", "accuracy", "margin", "zero_gradient"]
-HUGE = (
-    64 / 255
-)  # from here on an attack that works turns every image: benign and malignant fit into each other's balls
+# From here on an attack that works turns every image: benign and malignant fit into each other's balls.
+HUGE = 64 / 255
 
 
 def verdicts(predictions, audit=()):

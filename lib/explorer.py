@@ -74,8 +74,8 @@ class Answers:
     def __init__(self, network, name, side, position, attack, pgd_steps=10, seed=0):
         self.network, self.name, self.attack, self.steps, self.seed = network, name, attack, pgd_steps, seed
         self.table = side.table.iloc[[position]]
-        images, labels = side.tensors()
-        self.clean, self.label = images[[position]], labels[[position]]
+        self.clean = data.center_crop(side.pixels[[position]])
+        self.label = torch.from_numpy(side.labels[[position]])
         self.images, self.rows = {}, {}
 
     def missing(self, near=0):

@@ -185,8 +185,7 @@ def nearest_epsilon(predictions, paper):
         rows = rows[rows["label"] == "malignant"]
     if rows.empty:
         return None
-    right = (rows["margin"] > 0) == (rows["label"] == "malignant")
-    accuracy = right.groupby(rows["epsilon"]).mean()
+    accuracy = evaluation.is_right(rows).groupby(rows["epsilon"]).mean()
     epsilon = (accuracy - target).abs().idxmin()
     return float(epsilon), float(accuracy[epsilon]), bool((accuracy <= target).any())
 

@@ -11,11 +11,8 @@ from tqdm import tqdm
 from lib import attacks, checks, data, evaluation, models, runs, training
 
 ATTACKS = ("random_noise", "fgsm", "pgd", "transfer_fgsm")
-CASCADE = (
-    "apgd_ce",
-    "fab",
-    "square",
-)  # costly: each is shown the images that stand under PGD and all before it
+# Costly: each is shown the images that stand under PGD and all before it.
+CASCADE = ("apgd_ce", "fab", "square")
 BATCH_PIXELS = 2**19  # of the images attacked at once; bounds the memory of a backward pass
 
 
@@ -131,7 +128,8 @@ def evaluate(
                 }
                 before, standing = None, np.arange(len(shown))
                 if attack in CASCADE:
-                    one_before = ("pgd", *CASCADE)[CASCADE.index(attack)]
+                    ran = [each for each in CASCADE if steps.get(each) or each == attack]
+                    one_before = ("pgd", *ran)[ran.index(attack)]
                     earlier = folder / "predictions" / f"{name}-{one_before}{end}"
                     if not earlier.exists():
                         raise FileNotFoundError(

@@ -39,6 +39,10 @@ def words(page):
     return page.locator("div[role=status] table").inner_text()
 
 
+def name_of_image(page):
+    return page.locator(".jp-OutputArea b", has_text="SOB_").last.inner_text()
+
+
 def shown(page):
     """The picture on the screen, as an array."""
     source = page.locator(".widget-image").get_attribute("src")
@@ -51,7 +55,7 @@ def shown(page):
 def wait_for_epsilon(page, expected):
     """Wait until this epsilon is answered: its column has a value. Words change again while more answers come in from behind."""
     page.wait_for_function(
-        "expected => document.querySelectorAll('div[role=status] th')[2].innerText === expected"
+        "expected => document.querySelectorAll('div[role=status] th')[2]?.innerText === expected"
         " && document.querySelector('div[role=status] td')",
         arg=expected,
     )
@@ -68,8 +72,7 @@ def test_the_slider_turns_the_picture_and_the_words(page, smoke):
     assert np.array_equal(first[:, : first.shape[0]], last[:, : last.shape[0]]), "the original stays"
     folder = smoke[0] / "runs" / "smoke"
     side = data.open_images(folder / "split.csv", 32, [100], "case").side("test")
-    name = page.locator(".jp-OutputArea b", has_text="SOB_").last.inner_text()
-    position = side.table.index[side.table["image"] == name][0]
+    position = side.table.index[side.table["image"] == name_of_image(page)][0]
     network = models.load(folder / "models" / "baseline.safetensors")
     answers = explorer.Answers(network, "baseline", side, position, "fgsm")
     answers.answer([0, len(explorer.STOPS) - 1])
@@ -95,15 +98,17 @@ def test_it_goes_by_keyboard(page):
     page.locator(HANDLE).focus()
     page.keyboard.press("ArrowRight")
     wait_for_epsilon(page, "3/255")
+    assert page.get_by_label("in 255ths").input_value() == "3"
 
 
 def test_the_next_image_comes_with_a_button(page):
-    before = page.locator(".jp-OutputArea b", has_text="SOB_").last.inner_text()
+    before, picture = name_of_image(page), shown(page)
     page.get_by_title("next image").click()
     page.wait_for_function(
         "before => ![...document.querySelectorAll('.jp-OutputArea b')].some(each => each.innerText === before)",
         arg=before,
     )
+    assert name_of_image(page) != before and not np.array_equal(shown(page), picture)
 
 
 def test_nothing_is_said_on_the_console(page):

@@ -104,6 +104,15 @@ def test_the_cascade_goes_on_from_pgd_and_keeps_what_was_fooled(run):
     assert (rows["linf"] <= rows["epsilon"] + 1e-6).all() and rows["margin_8bit"].notna().all()
 
 
+def test_an_attack_that_is_left_out_leaves_no_gap(run):
+    folder, images = run
+    steps = {"pgd": 2, "apgd_ce": 0, "fab": 0, "square": 20}
+    options = {"epsilons": EPSILONS[:1], "steps": steps}
+    rows = robustness.evaluate(folder, "defended", images, ["pgd", "square"], **options)
+    right = evaluation.is_right(rows).groupby(rows["attack"]).sum()
+    assert right["square"] <= right["pgd"] and (rows["attack"] == "square").sum() == len(images.side("test"))
+
+
 def test_nothing_left_to_fool_is_no_error(run):
     folder, images = run
     side = images.side("test")
