@@ -242,7 +242,9 @@ class Explorer:
         self.amplify = widgets.Dropdown(
             options=[(f"x {k}", k) for k in AMPLIFICATIONS], value=16, description="perturbation", **wide
         )
-        self.compare = widgets.Checkbox(description="all models side by side", indent=False)
+        self.compare = widgets.Checkbox(
+            description="all models side by side", indent=False, disabled=len(networks) == 1
+        )
         self.epsilon = widgets.SelectionSlider(
             options=[(format_epsilon(e), k) for k, e in enumerate(STOPS)],
             value=8,
@@ -279,7 +281,7 @@ class Explorer:
         )
         for control in (self.image, self.model, self.attack, self.amplify, self.compare, self.epsilon):
             control.observe(self._guarded(self._changed), "value")
-        for control in (self.filter, self.case):
+        for control in (self.filter, self.case, self.model):  # what is right depends on the model
             control.observe(self._guarded(self._filtered), "value")
         self.upload.observe(self._guarded(self._uploaded), "value")
         self.typed.observe(self._guarded(self._from_text), "value")
@@ -306,11 +308,9 @@ class Explorer:
 
     def _filtered(self, _):
         offered = self._offered()
-        if not offered:
-            self.message.value = "No image is left by these filters: choose others."
-            return
-        self.message.value = ""
-        self.image.options = offered  # takes the first, and tells `_changed`
+        self.message.value = "" if offered else "No image is left by these filters: choose others."
+        if offered and offered != list(self.image.options):
+            self.image.options = offered  # takes the first, and tells `_changed`
 
     def _uploaded(self, _):
         """Browse the images that were uploaded instead of the study's."""
@@ -428,7 +428,11 @@ class Explorer:
             if ready and ready[0] is wanted[0]:
                 self.pictures.value = picture(self._panels(ready, k))
                 self.caption.value = self._caption(ready)
-            self.words.value = self._table(ready, k, words)
+            self.words.value = (
+                self._table(ready, k, words)
+                if ready
+                else f'<div role="status"><i>Computing {format_epsilon(STOPS[k])} …</i></div>'
+            )
             self.curve.value = curve_svg(
                 {
                     figures.model_name(answers.name): (

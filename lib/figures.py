@@ -699,6 +699,27 @@ def confusion_matrices(rows):
     return figure
 
 
+def _heatmap(axes, cells, models, rows, label):
+    """Fractions as colors with their numbers: a column for each of `models`, a row for each name in `rows`."""
+    sns.heatmap(
+        data=cells,
+        ax=axes,
+        annot=True,
+        fmt=".2f",
+        cmap="viridis",
+        vmin=0,
+        vmax=1,
+        linewidths=0.5,
+        linecolor="white",
+        annot_kws={"fontsize": 9},
+        cbar_kws={"label": label},
+        xticklabels=[model_name(model).replace(" ", "\n") for model in models],
+        yticklabels=rows,
+    )
+    axes.tick_params(length=0, labelrotation=0)
+    axes.grid(False)
+
+
 @_styled
 def comparison_heatmap(metrics, value="accuracy", subset="all", split_by=None):
     """Every model (columns) under every attack and epsilon (rows), with numbers; blank where it was not run.
@@ -717,26 +738,10 @@ def comparison_heatmap(metrics, value="accuracy", subset="all", split_by=None):
     what += "" if subset == "all" else f", {subset} images"
     figure, grid = _panels(1, 1, 0.27 * len(runs) + 1.6, f"{what}{_how_many(rows)}")
     axes = grid[0, 0]
-    sns.heatmap(
-        data=cells,
-        ax=axes,
-        annot=True,
-        fmt=".2f",
-        cmap="viridis",
-        vmin=0,
-        vmax=1,
-        linewidths=0.5,
-        linecolor="white",
-        annot_kws={"fontsize": 9},
-        cbar_kws={"label": f"{name} (fraction)"},
-        xticklabels=[model_name(model).replace(" ", "\n") for model in models],
-        yticklabels=[attack_name(*run) for run in runs],
-    )
+    _heatmap(axes, cells, models, [attack_name(*run) for run in runs], f"{name} (fraction)")
     for k in range(1, len(runs)):
         if runs[k][0] != runs[k - 1][0]:
             axes.axhline(k, color="black", linewidth=1)
-    axes.tick_params(length=0, labelrotation=0)
-    axes.grid(False)
     axes.set(xlabel="model", ylabel="attack and epsilon")
     return figure
 
@@ -765,22 +770,7 @@ def transfer_matrix(metrics, epsilon, split_by=None):
     title = f"Accuracy on FGSM images at {format_epsilon(epsilon)} made for another model{_how_many(own)}"
     figure, grid = _panels(1, 1, 0.5 * len(models) + 2, title)
     axes = grid[0, 0]
-    sns.heatmap(
-        data=cells,
-        ax=axes,
-        annot=True,
-        fmt=".2f",
-        cmap="viridis",
-        vmin=0,
-        vmax=1,
-        linewidths=0.5,
-        linecolor="white",
-        cbar_kws={"label": "accuracy (fraction)"},
-        xticklabels=[model_name(each).replace(" ", "\n") for each in sources],
-        yticklabels=[model_name(each) for each in models],
-    )
-    axes.tick_params(length=0, labelrotation=0)
-    axes.grid(False)
+    _heatmap(axes, cells, sources, [model_name(each) for each in models], "accuracy (fraction)")
     axes.set(xlabel="the images were made for", ylabel="the images are shown to")
     return figure
 
@@ -874,11 +864,12 @@ def certified_curves(certified):
 
 
 @_styled
-def trade_off(metrics, epsilon, split_by=None, value="balanced_accuracy"):
-    """Which defense, at what cost: the worst case at one epsilon over the clean result, with 95 % intervals over cases.
+def trade_off(metrics, epsilon, split_by=None):
+    """Which defense, at what cost: balanced accuracy in the worst case at one epsilon over clean, with 95 % intervals over cases.
 
-    metrics: rows of `evaluation.metrics`; epsilon: a fraction; value: a rate of them.
+    metrics: rows of `evaluation.metrics`; epsilon: a fraction.
     """
+    value = "balanced_accuracy"
     rows = _chosen(metrics, "all", split_by)
     worst = rows[(rows["attack"] == "worst_case") & np.isclose(rows["epsilon"], epsilon)]
     name = value.replace("_", " ")

@@ -131,6 +131,10 @@ def test_images_are_filtered_and_browsed(shown, side, networks):
     margins = evaluation.predict(networks["baseline"], side.tensors()[0])
     right = (margins > 0) == (side.labels == 1)
     assert [position for _, position in shown.image.options] == np.flatnonzero(right).tolist()
+    shown.model.value = "adversarial_training"
+    margins = evaluation.predict(networks["adversarial_training"], side.tensors()[0])
+    right = (margins > 0) == (side.labels == 1)
+    assert [position for _, position in shown.image.options] == np.flatnonzero(right).tolist()
     shown.filter.value, shown.case.value = "all", side.table["case"].iloc[5]
     assert [position for _, position in shown.image.options] == np.flatnonzero(
         side.table["case"] == shown.case.value
