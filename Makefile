@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 10000
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 
-.PHONY: reports test lab latency data lint format lock clean
+.PHONY: reports test lab demo latency data lint format lock clean
 
 reports: .venv/ready  ## run what changed of the study and publish reports/<run>/
 	$(BIN)/python -m lib.study $(PROFILE) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") $(foreach pair,$(SET),--set $(pair))
@@ -19,6 +19,9 @@ test: .venv/ready  ## every test, the notebooks under nbval included
 
 lab: .venv/ready  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks --LabApp.default_url=/lab/tree/00_welcome.ipynb
+
+demo: .venv/ready  ## the explorer as one web page, without code
+	$(BIN)/voila notebooks/00_welcome.ipynb
 
 latency: .venv/ready  ## how fast the explorer answers, into reports/explorer.json; needs Chromium and an idle machine
 	$(BIN)/python tests/bench_explorer.py
@@ -45,7 +48,7 @@ clean:  ## remove the environment and all runs; reports stay
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "Python 3.11 to 3.13 is needed; name it with PYTHON=python3.12"; exit 1; }
 	@if command -v uv >/dev/null; then \
-		uv venv --clear --python "$(PYTHON)" .venv && VIRTUAL_ENV=.venv uv pip install -r requirements.txt -e .; \
+		uv venv --clear --python "$(PYTHON)" .venv && VIRTUAL_ENV=.venv uv pip install --compile-bytecode -r requirements.txt -e .; \
 	else \
 		$(PYTHON) -m venv --clear .venv && $(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt -e .; \
 	fi

@@ -18,16 +18,19 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from lib import attacks, data, evaluation, figures, models, robustness
+from lib import attacks, data, evaluation, figures, models, pictures, robustness, runs, saliency, training
 from lib.evaluation import format_epsilon
 
-STOPS = [k / 2 / 255 for k in range(33)]  # of the slider
-SHOWN = ("fgsm", "pgd", "random_noise")
+# "gaussian_noise" is what Li & Liu add to training images: no attack bounded by epsilon, so its slider turns sigma.
+SHOWN = {name: figures.ATTACK_NAMES[name] for name in ("fgsm", "pgd", "random_noise")} | {
+    "gaussian_noise": "Gaussian noise"
+}
+SEEDED = ("pgd", "random_noise", "gaussian_noise")
 CHUNK = 4  # stops answered at a time, so that the one that is waited for comes soon
+PAGE = 8  # thumbnails
 OWN = "own"  # the case of images that are not of the study
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 AMPLIFICATIONS = (1, 4, 8, 16, 32, 64)
-HEIGHT, GAP = 224, 8  # of a picture on the screen, and between two
 
 
 def epsilon_curve(model, image, label, epsilons):
@@ -39,24 +42,27 @@ def epsilon_curve(model, image, label, epsilons):
     return list(zip(epsilons, models.p_malignant(model, batches).tolist(), strict=True))
 
 
-def epsilon_figure(shown, curves, epsilon):
-    """The image that the first model is given and each model's P(malignant) over epsilon, with the current points.
+def epsilon_figure(networks, side, position, epsilon=8 / 255):
+    """A test image under FGSM on the first model, and each model's P(malignant) over epsilon, attacked itself: a matplotlib Figure.
 
-    shown: the FGSM image at epsilon, float32 (1, 3, H, W) in [0, 1]; curves: {model: of `epsilon_curve`}; epsilon: a fraction, one
-    of the curves'. Returns a matplotlib Figure.
+    networks: {name: model}; side: `data.Side`; position: of the image there; epsilon: of the image shown, a fraction.
     """
+    batch, label = data.center_crop(side.pixels[[position]]), torch.from_numpy(side.labels[[position]])
+    stops = sorted({*(k / 255 for k in range(17)), epsilon})
+    curves = {name: epsilon_curve(network, batch, label, stops) for name, network in networks.items()}
+    first, network = next(iter(networks.items()))
+    (shown,) = robustness.perturb(network, batch, label, "fgsm", [epsilon])
     figure = Figure(figsize=(figures.WIDTH, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
-    left.imshow(shown[0].permute(1, 2, 0).clamp(0, 1).numpy())
+    left.imshow(_pixels(shown))
     left.set_axis_off()
-    first = figures.model_name(next(iter(curves)))
-    left.set_title(f"under FGSM at {format_epsilon(epsilon)} on {first}", fontsize=10)
+    left.set_title(f"under FGSM at {format_epsilon(epsilon)} on {figures.model_name(first)}", fontsize=10)
     colors = figures.colors_of(list(curves))
     for name, curve in curves.items():
-        nearest, now = min(curve, key=lambda point: abs(point[0] - epsilon))
+        now = dict(curve)[epsilon]
         label = f"{figures.model_name(name)}: {'malignant' if now > 0.5 else 'benign'}"
         right.plot([e * 255 for e, _ in curve], [p for _, p in curve], ".-", color=colors[name], label=label)
-        right.plot(nearest * 255, now, "o", color=colors[name], markersize=9)
+        right.plot(epsilon * 255, now, "o", color=colors[name], markersize=9)
     right.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
     right.set(xlabel="epsilon (gray levels of 255)", ylabel="P(malignant)", ylim=(-0.03, 1.03))
     right.set_title(f"P(malignant) over epsilon, answers at {format_epsilon(epsilon)}", fontsize=10)
@@ -66,53 +72,84 @@ def epsilon_figure(shown, curves, epsilon):
 
 
 class Answers:
-    """What one model says of one image under one attack, at every stop that was asked for so far: `rows` and `images` by stop.
+    """What one model says of one image under one attack, at every stop that was asked for so far.
 
-    network: the model; name: its name; side: `data.Side`; position: of the image there; attack: one of `SHOWN`.
+    network: the model; name: its name; side: `data.Side`; position: of the image there; attack: one of `SHOWN`. `rows`, `images`
+    and `maps` hold, by stop of `axis`, the row of predictions, the image, and where the model looks.
     """
 
-    def __init__(self, network, name, side, position, attack, pgd_steps=10, seed=0):
-        self.network, self.name, self.attack, self.steps, self.seed = network, name, attack, pgd_steps, seed
+    def __init__(self, network, name, side, position, attack, seed=0, pgd_steps=10):
+        self.network, self.name, self.attack, self.seed, self.steps = network, name, attack, seed, pgd_steps
+        self.axis = axis_of(attack)
         self.table = side.table.iloc[[position]]
         self.clean = data.center_crop(side.pixels[[position]])
         self.label = torch.from_numpy(side.labels[[position]])
-        self.images, self.rows = {}, {}
+        self.images, self.rows, self.maps = {}, {}, {}
 
-    def missing(self, near=0):
+    def has(self, k, method=None):
+        """Whether stop k is answered; method: a name of `saliency.METHODS` that is asked for too."""
+        return k in self.rows and (method is None or (method, k) in self.maps)
+
+    def missing(self, near=0, method=None):
         """The stops without an answer, the nearest to stop `near` first; the clean image before all."""
-        return sorted(set(range(len(STOPS))) - set(self.rows), key=lambda k: (k > 0, abs(k - near)))
+        left = [k for k in range(len(self.axis.stops)) if not self.has(k, method)]
+        return sorted(left, key=lambda k: (k > 0, abs(k - near)))
 
-    def answer(self, stops):
+    def answer(self, stops, method=None):
         """Make the images of these stops and show them to the model. One backward pass serves all stops of FGSM."""
-        to_make = [k for k in stops if k not in self.images]
-        if to_make and self.attack != "pgd":
-            to_make = range(len(STOPS))
-        if to_make:
-            chosen = [STOPS[k] for k in to_make]
-            made = robustness.perturb(
-                self.network, self.clean, self.label, self.attack, chosen, self.steps, self.seed
-            )
-            self.images |= dict(zip(to_make, made, strict=True))
-        margins = evaluation.predict(self.network, torch.cat([self.images[k] for k in stops]))
-        for k, margin in zip(stops, margins, strict=True):
-            rows = evaluation.prediction_rows(
-                self.table,
-                model=self.name,
-                attack=self.attack,
-                epsilon=STOPS[k],
-                margins=[margin],
-                seed=self.seed,
-                clean=self.clean,
-                perturbed=self.images[k],
-            )
-            self.rows[k] = rows.iloc[0].to_dict()
+        self._make([k for k in stops if k not in self.images])
+        new = [k for k in stops if k not in self.rows]
+        if new:
+            margins = evaluation.predict(self.network, torch.cat([self.images[k] for k in new]))
+            for k, margin in zip(new, margins, strict=True):
+                rows = evaluation.prediction_rows(
+                    self.table,
+                    model=self.name,
+                    attack=self.attack,
+                    epsilon=1.0
+                    if self.attack == "gaussian_noise"
+                    else self.axis.stops[k],  # noise has no bound
+                    margins=[margin],
+                    seed=self.seed,
+                    clean=self.clean,
+                    perturbed=self.images[k],
+                )
+                self.rows[k] = rows.iloc[0].to_dict()
+        for k in stops if method else ():
+            if (method, k) not in self.maps:
+                found = saliency.METHODS[method](self.network, self.images[k])
+                self.maps[method, k] = found[0].numpy()
 
-    def flips_at(self):
-        """The smallest epsilon among the answered stops that changes the clean decision (a fraction), or None."""
-        turned = [
-            k for k in sorted(self.rows) if (self.rows[k]["margin"] > 0) != (self.rows[0]["margin"] > 0)
-        ]
-        return STOPS[turned[0]] if turned else None
+    def _make(self, stops):
+        if stops and self.attack != "pgd":
+            stops = range(len(self.axis.stops))
+        values = [self.axis.stops[k] for k in stops]
+        if self.attack == "gaussian_noise":
+            made = [
+                training.add_gaussian_noise(sigma)(
+                    None, self.clean, None, torch.Generator().manual_seed(self.seed)
+                )
+                for sigma in values
+            ]
+        else:
+            made = robustness.perturb(
+                self.network, self.clean, self.label, self.attack, values, self.steps, self.seed
+            )
+        self.images |= dict(zip(stops, made, strict=True))
+
+    def turns_at(self):
+        """The smallest stop that changes the clean decision; None where there is none, or one below is not answered yet."""
+        for k in range(len(self.axis.stops)):
+            if k not in self.rows:
+                return None
+            if (self.rows[k]["margin"] > 0) != (self.rows[0]["margin"] > 0):
+                return k
+        return None
+
+
+def axis_of(attack):
+    """What the slider turns: sigma for Gaussian noise, epsilon for all others."""
+    return pictures.SIGMA if attack == "gaussian_noise" else pictures.EPSILON
 
 
 def own_images(files, network, image_size):
@@ -151,135 +188,57 @@ def own_images(files, network, image_size):
     return data.Side(table, pixels, malignant.astype(np.int64), OWN)
 
 
-def picture(panels, height=HEIGHT):
-    """Pictures side by side as the bytes of a PNG, enlarged by a whole factor to at least `height`, the gaps transparent.
+def of_run(run, **options):
+    """The `Explorer` on the test images of a run with every model that is trained; a run of several folds shows its first.
 
-    panels: arrays (H, W, 3), uint8 or float in [0, 1].
+    options: of `Explorer`. Raises FileNotFoundError, naming the notebook to run, where split or baseline are missing.
     """
-    panels = [np.asarray(panel) for panel in panels]
-    panels = [
-        panel if panel.dtype == np.uint8 else (panel * 255).round().astype(np.uint8) for panel in panels
-    ]
-    factor = -(-height // panels[0].shape[0])
-    panels = [panel.repeat(factor, 0).repeat(factor, 1) for panel in panels]
-    rows, columns = panels[0].shape[:2]
-    canvas = np.zeros((rows, len(panels) * (columns + GAP) - GAP, 4), np.uint8)
-    for k, panel in enumerate(panels):
-        left = k * (columns + GAP)
-        canvas[:, left : left + columns, :3] = panel
-        canvas[:, left : left + columns, 3] = 255
-    drawn = io.BytesIO()
-    Image.fromarray(canvas).save(drawn, "png", compress_level=1)
-    return drawn.getvalue()
-
-
-def curve_svg(curves, epsilon, width=460, height=200):
-    """P(malignant) over epsilon as SVG text in the colors of the page; a point at the current epsilon.
-
-    curves: {name: (color, {epsilon: probability})}; what is not answered yet is left out.
-    """
-    left, bottom, top = 44, 34, 8
-    inside = width - left - 10, height - bottom - top
-
-    def at(e, p):
-        return left + e / STOPS[-1] * inside[0], top + (1 - p) * inside[1]
-
-    def text(x, y, words, anchor="middle"):
-        return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" font-size="11" fill="currentColor">{words}</text>'
-
-    def line(x1, y1, x2, y2, dash=""):
-        return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="currentColor" opacity=".4"{dash}/>'
-
-    parts = [
-        line(*at(0, 0), *at(STOPS[-1], 0)),
-        line(*at(0, 0), *at(0, 1)),
-        line(*at(0, 0.5), *at(STOPS[-1], 0.5), ' stroke-dasharray="2 3"'),
-        *(text(at(k / 255, 0)[0], height - 18, f"{k}") for k in range(0, 17, 4)),
-        *(text(left - 6, at(0, p)[1] + 4, f"{p:g}", "end") for p in (0, 0.5, 1)),
-        text(left + inside[0] / 2, height - 3, "epsilon (gray levels of 255)"),
-        f'<text transform="translate(11 {top + inside[1] / 2:.0f}) rotate(-90)" text-anchor="middle" font-size="11" '
-        'fill="currentColor">P(malignant)</text>',
-    ]
-    for color, curve in curves.values():
-        points = " ".join("{:.1f},{:.1f}".format(*at(e, curve[e])) for e in sorted(curve))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
-        if epsilon in curve:
-            x, y = at(epsilon, curve[epsilon])
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{color}" stroke="currentColor"/>')
-    words = "; ".join(
-        f"{name} {curve[epsilon]:.2f}" for name, (_, curve) in curves.items() if epsilon in curve
-    )
-    return (
-        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="P(malignant) at {format_epsilon(epsilon)}: {escape(words)}">{"".join(parts)}</svg>'
-    )
+    folder = runs.folder(run)
+    baseline = runs.require(run, "models/baseline.safetensors")
+    image_size = runs.read_json(baseline.with_suffix(".json"))["recipe"]["images"][-1][0]
+    images = data.open_images(runs.require(run, "split.csv"), image_size, runs.dataset(run)["magnifications"])
+    names = [name for name in figures.MODEL_COLORS if robustness.checkpoint(folder, name).exists()]
+    networks = {name: models.load(robustness.checkpoint(folder, name)) for name in names}
+    return Explorer(networks, images.side("test"), **options)
 
 
 class Explorer:
     """The explorer as an ipywidgets box, `view`: choose an image, a model and an attack, and turn epsilon.
 
-    networks: {name: model}; side: the `data.Side` to browse; position: of the first image shown; background: False answers in the
-    calling thread. Until something is moved only what is shown is computed, at once, so that a headless run loses no time.
+    networks: {name: model}; side: the `data.Side` to browse; position: of the first image shown; attack: the first, one of `SHOWN`;
+    trained_at: the epsilon (a fraction) or sigma of a defense, marked in the curve; seed: of what is random; background: False
+    answers in the calling thread. Until something is moved only what is shown is computed, at once, so that a headless run
+    loses no time.
     """
 
-    def __init__(self, networks, side, position=0, *, pgd_steps=10, seed=0, background=True):
-        self.networks, self.side, self.options = networks, side, {"pgd_steps": pgd_steps, "seed": seed}
-        self.background, self.known, self.clean = background, {}, {}
-        self.lock, self.thread, self.touched = threading.RLock(), None, False
-        wide = {"style": {"description_width": "90px"}, "layout": widgets.Layout(width="300px")}
-        cases = sorted(side.table["case"].unique())
-        self.filter = widgets.Dropdown(
-            options=["all", "benign", "malignant", "right", "wrong"], description="images", **wide
-        )
-        self.case = widgets.Dropdown(options=["all", *cases], description="case", **wide)
-        self.image = widgets.Dropdown(options=self._offered(), value=position, description="image", **wide)
-        self.model = widgets.Dropdown(
-            options=[(figures.model_name(name), name) for name in networks], description="model", **wide
-        )
-        self.attack = widgets.Dropdown(
-            options=[(figures.ATTACK_NAMES[name], name) for name in SHOWN], description="attack", **wide
-        )
-        self.amplify = widgets.Dropdown(
-            options=[(f"x {k}", k) for k in AMPLIFICATIONS], value=16, description="perturbation", **wide
-        )
-        self.compare = widgets.Checkbox(
-            description="all models side by side", indent=False, disabled=len(networks) == 1
-        )
-        self.epsilon = widgets.SelectionSlider(
-            options=[(format_epsilon(e), k) for k, e in enumerate(STOPS)],
-            value=8,
-            description="epsilon",
-            continuous_update=False,
-            style={"description_width": "90px"},
-            layout=widgets.Layout(width="420px"),
-        )
-        self.typed = widgets.Text(
-            value="4", description="in 255ths", continuous_update=False, layout=widgets.Layout(width="160px")
-        )
-        self.before, self.after = (
-            widgets.Button(description=words, tooltip=tooltip, layout=widgets.Layout(width="40px"))
-            for words, tooltip in (("◀", "previous image"), ("▶", "next image"))
-        )
-        self.upload = widgets.FileUpload(accept=",".join(SUFFIXES), multiple=True, description="your own")
-        self.pictures = widgets.Image(
-            format="png", layout=widgets.Layout(max_width="100%", object_fit="contain")
-        )
-        self.caption, self.words, self.curve, self.message = (widgets.HTML() for _ in range(4))
-        row = widgets.Layout(flex_flow="row wrap", align_items="center")
-        self.view = widgets.VBox(
-            [
-                widgets.Box(
-                    [self.filter, self.case, self.image, self.before, self.after, self.upload], layout=row
-                ),
-                widgets.Box([self.model, self.attack, self.amplify, self.compare], layout=row),
-                widgets.Box([self.epsilon, self.typed], layout=row),
-                self.message,
-                self.caption,
-                self.pictures,
-                widgets.Box([self.words, self.curve], layout=row),
-            ]
-        )
-        for control in (self.image, self.model, self.attack, self.amplify, self.compare, self.epsilon):
+    def __init__(
+        self,
+        networks,
+        side,
+        position=0,
+        *,
+        attack="fgsm",
+        trained_at=None,
+        pgd_steps=10,
+        seed=0,
+        background=True,
+    ):
+        self.networks, self.side, self.pgd_steps, self.background = networks, side, pgd_steps, background
+        self.mark = (axis_of(attack), trained_at) if trained_at is not None else (None, None)
+        self.known, self.clean, self.page = {}, {}, None
+        self.lock, self.busy, self.thread, self.touched = threading.RLock(), threading.Lock(), None, False
+        self._make_controls(attack, position, seed)
+        self._lay_out()
+        for control in (
+            self.image,
+            self.model,
+            self.attack,
+            self.seed,
+            self.amplify,
+            self.saliency,
+            self.compare,
+            self.epsilon,
+        ):
             control.observe(self._guarded(self._changed), "value")
         for control in (self.filter, self.case, self.model):  # what is right depends on the model
             control.observe(self._guarded(self._filtered), "value")
@@ -287,27 +246,121 @@ class Explorer:
         self.typed.observe(self._guarded(self._from_text), "value")
         self.before.on_click(self._guarded(lambda _: self._move(-1)))
         self.after.on_click(self._guarded(lambda _: self._move(1)))
+        for place, button in enumerate(self.thumbnails):
+            button.on_click(self._guarded(lambda _, place=place: self._pick(place)))
         self._guarded(self._changed)(None)
+
+    def _make_controls(self, attack, position, seed):
+        short = widgets.Layout(width="auto")
+
+        def dropdown(description, options, width="230px", **more):
+            return widgets.Dropdown(
+                description=description,
+                options=options,
+                style={"description_width": "initial"},
+                layout=widgets.Layout(width=width),
+                **more,
+            )
+
+        self.filter = dropdown("images", ["all", "benign", "malignant", "right", "wrong"], "170px")
+        self.case = dropdown("case", ["all", *sorted(self.side.table["case"].unique())], "190px")
+        self.image = dropdown("image", self._offered("all", "all"), "360px", value=position)
+        self.before, self.after = (
+            widgets.Button(description=words, layout=short) for words in ("◀ previous", "next ▶")
+        )
+        self.upload = widgets.FileUpload(
+            accept=",".join(SUFFIXES), multiple=True, description="your own", layout=short
+        )
+        self.thumbnails = [widgets.Button(layout=widgets.Layout(margin="2px")) for _ in range(PAGE)]
+        for place, button in enumerate(self.thumbnails):
+            button.add_class(self._class_of(place))
+        self.model = dropdown("model", [(figures.model_name(name), name) for name in self.networks])
+        self.attack = dropdown("attack", [(words, name) for name, words in SHOWN.items()], value=attack)
+        self.seed = widgets.BoundedIntText(
+            value=seed,
+            max=10**6,
+            description="seed",
+            style={"description_width": "initial"},
+            layout=widgets.Layout(width="110px"),
+        )
+        self.amplify = dropdown("perturbation", [(f"x {k}", k) for k in AMPLIFICATIONS], "160px", value=16)
+        self.saliency = dropdown("saliency", [("off", None), *((name, name) for name in saliency.METHODS)])
+        self.compare = widgets.Checkbox(
+            value=len(self.networks) > 1,
+            description="all models side by side",
+            indent=False,
+            disabled=len(self.networks) == 1,
+            layout=short,
+        )
+        self.epsilon = widgets.FloatSlider(
+            readout=False, continuous_update=False, layout=widgets.Layout(width="420px", max_width="100%")
+        )
+        self.typed = widgets.Text(continuous_update=False, layout=widgets.Layout(width="190px"))
+        self._turn(axis_of(attack), 8)
+
+    def _lay_out(self):
+        self.pictures = widgets.Image(
+            format="png", layout=widgets.Layout(max_width="100%", object_fit="contain")
+        )
+        self.looks, self.caption, self.words, self.curve, self.message = (widgets.HTML() for _ in range(5))
+
+        def row(*children):
+            return widgets.Box(
+                children, layout=widgets.Layout(flex_flow="row wrap", align_items="center", min_width="0")
+            )
+
+        self.view = widgets.VBox(
+            [
+                row(self.filter, self.case, self.image, self.before, self.after, self.upload),
+                row(*self.thumbnails, self.looks),
+                row(self.model, self.attack, self.seed, self.amplify, self.saliency, self.compare),
+                row(self.epsilon, self.typed),
+                self.message,
+                self.caption,
+                self.pictures,
+                row(self.words, self.curve),
+            ]
+        )
 
     # ------------------------------------------------------------ what is chosen
 
-    def _offered(self):
+    @property
+    def axis(self):
+        """The `pictures.Axis` of the chosen attack."""
+        return axis_of(self.attack.value)
+
+    @property
+    def stop(self):
+        """Where the slider stands."""
+        return round(self.epsilon.value / self.epsilon.step)
+
+    def _turn(self, axis, k):
+        """Set the slider to stop k of an axis."""
+        with self.epsilon.hold_trait_notifications():
+            self.epsilon.max, self.epsilon.step = axis.stops[-1] * axis.unit, axis.stops[1] * axis.unit
+            self.epsilon.value = k * self.epsilon.step
+            self.epsilon.description, self.typed.description = (
+                ("epsilon", "in 255ths") if axis.unit == 255 else ("sigma", "from 0 to 1")
+            )
+
+    def _offered(self, kind, case):
         """The images that the filters leave, as (name, position)."""
-        table, kind = self.side.table, self.filter.value
+        table = self.side.table
         keep = np.ones(len(table), bool)
         if kind in ("benign", "malignant"):
             keep = keep & (table["label"] == kind)
         elif kind in ("right", "wrong"):
             name = self.model.value
             if name not in self.clean:
-                self.clean[name] = evaluation.predict(self.networks[name], self.side.tensors()[0])
+                with self.busy:
+                    self.clean[name] = evaluation.predict(self.networks[name], self.side.tensors()[0])
             keep = ((self.clean[name] > 0) == (self.side.labels == 1)) == (kind == "right")
-        if self.case.value != "all":
-            keep = keep & (table["case"] == self.case.value)
+        if case != "all":
+            keep = keep & (table["case"] == case)
         return [(f"{table['label'].iloc[k]}: {table['image'].iloc[k]}", int(k)) for k in np.flatnonzero(keep)]
 
     def _filtered(self, _):
-        offered = self._offered()
+        offered = self._offered(self.filter.value, self.case.value)
         self.message.value = "" if offered else "No image is left by these filters: choose others."
         if offered and offered != list(self.image.options):
             self.image.options = offered  # takes the first, and tells `_changed`
@@ -318,27 +371,41 @@ class Explorer:
         if files:
             side = own_images(files, self.networks[self.model.value], self.side.pixels[:1].shape[1])
             with self.lock:
-                self.side, self.clean = side, {}
+                self.side, self.clean, self.page = side, {}, None
                 self.known.clear()
                 self.filter.value = "all"
                 self.case.options = ["all"]
-                self.image.options = self._offered()
+                self.image.options = self._offered("all", "all")
             self._changed("uploaded")  # the first image may have the number of the one before
 
-    def _move(self, step):
+    def _positions(self):
+        """The positions of the images on offer, and where the chosen one stands among them."""
         positions = [position for _, position in self.image.options]
-        self.image.value = positions[(positions.index(self.image.value) + step) % len(positions)]
+        return positions, positions.index(self.image.value)
+
+    def _move(self, step):
+        positions, at = self._positions()
+        self.image.value = positions[(at + step) % len(positions)]
+
+    def _pick(self, place):
+        positions, at = self._positions()
+        self.image.value = positions[at // PAGE * PAGE + place]
 
     def _from_text(self, _):
+        axis = self.axis
+        largest = f"from 0 to {axis.stops[-1] * axis.unit:g}"
         try:
-            asked = float(self.typed.value) / 255
+            asked = float(self.typed.value) / axis.unit
         except ValueError:
-            self.message.value = f"{escape(repr(self.typed.value))} is not a number: type gray levels from 0 to 16, such as 2.5."
+            self.message.value = (
+                f"{escape(repr(self.typed.value))} is not a number: type one {largest}, such as "
+                f"{axis.stops[5] * axis.unit:g}."
+            )
             return
-        if not STOPS[0] <= asked <= STOPS[-1]:
-            self.message.value = f"{asked * 255:g} is out of range: type gray levels from 0 to 16."
+        if not 0 <= asked <= axis.stops[-1]:
+            self.message.value = f"{asked * axis.unit:g} is out of range: type a number {largest}."
             return
-        self.epsilon.value = int(np.abs(np.array(STOPS) - asked).argmin())
+        self._turn(axis, axis.nearest(asked))
 
     def _guarded(self, react):
         """An error in a callback would be lost without a word: it is shown."""
@@ -361,25 +428,26 @@ class Explorer:
         return [self._answers(name) for name in names]
 
     def _answers(self, name):
-        key = name, self.image.value, self.attack.value
+        key = name, self.image.value, self.attack.value, self.seed.value
         with self.lock:
             answers = self.known.pop(key, None)
             while len(self.known) >= 2 * len(self.networks):
                 self.known.pop(next(iter(self.known)))  # the one that was not used for longest
             if answers is None:
-                answers = Answers(self.networks[name], name, self.side, *key[1:], **self.options)
+                answers = Answers(self.networks[name], name, self.side, *key[1:], pgd_steps=self.pgd_steps)
             self.known[key] = answers
             return answers
 
     def _next(self):
-        """The next piece of work for the current choice: (answers, stops), or None. What the slider shows comes first."""
-        k, wanted = self.epsilon.value, self._wanted()
+        """The next piece of work for the current choice: (answers, stops, method), or None. What the slider shows comes first."""
+        k, wanted, method = self.stop, self._wanted(), self.saliency.value
         for answers in wanted:
-            if not {0, k} <= set(answers.rows):
-                return answers, [stop for stop in dict.fromkeys((0, k)) if stop not in answers.rows]
-        for answers in wanted if self.touched else ():
-            if missing := answers.missing(k):
-                return answers, missing[: 1 if answers.attack == "pgd" else CHUNK]
+            if left := [stop for stop in dict.fromkeys((0, k)) if not answers.has(stop, method)]:
+                return answers, left, method
+        for then in dict.fromkeys((None, method)) if self.touched else ():
+            for answers in wanted:
+                if missing := answers.missing(k, then):
+                    return answers, missing[: 1 if then or answers.attack == "pgd" else CHUNK], then
         return None
 
     def _work(self):
@@ -390,8 +458,9 @@ class Explorer:
                     if work is None:
                         self.thread = None
                         return
-                answers, stops = work
-                answers.answer(stops)
+                answers, stops, method = work
+                with self.busy:
+                    answers.answer(stops, method)
                 self._show()
         except Exception as error:
             with self.lock:
@@ -403,7 +472,11 @@ class Explorer:
             return
         self.touched |= change is not None
         self.message.value = ""
-        self.typed.value = f"{STOPS[self.epsilon.value] * 255:g}"
+        self.seed.disabled = self.attack.value not in SEEDED
+        if self.epsilon.max != self.axis.stops[-1] * self.axis.unit:
+            self._turn(self.axis, self.stop)
+        self.typed.value = f"{self.epsilon.value:g}"
+        self._show_thumbnails()
         self._show()
         if not (self.background and self.touched):
             self._work()
@@ -415,66 +488,107 @@ class Explorer:
 
     # ------------------------------------------------------------ what is shown
 
+    def _class_of(self, place):
+        return f"explorer-{id(self):x}-{place}"
+
+    def _show_thumbnails(self):
+        """The page of images around the chosen one, as the backgrounds of buttons; the chosen one is framed."""
+        positions, at = self._positions()
+        first = at // PAGE * PAGE
+        page = positions[first : first + PAGE]
+        if self.page != (page, at):
+            self.page = page, at
+            size = f"{pictures.THUMBNAIL}px"
+            rules = []
+            for place, button in enumerate(self.thumbnails):
+                button.layout.display = None if place < len(page) else "none"
+                if place < len(page):
+                    row = self.side.table.iloc[page[place]]
+                    button.tooltip = f"{row['label']}: {row['image']}"
+                    square = data.center_crop(self.side.pixels[[page[place]]])[0].permute(1, 2, 0)
+                    address = pictures.thumbnail((square * 255).byte().numpy())
+                    frame = (
+                        "3px solid var(--jp-brand-color1, #1976d2)"
+                        if page[place] == positions[at]
+                        else "none"
+                    )
+                    rules.append(
+                        f".{self._class_of(place)} {{ width: {size}; height: {size}; outline: {frame}; "
+                        f"background: url({address}) center / cover !important; }}"
+                    )
+            self.looks.value = f"<style>{' '.join(rules)}</style>{at + 1} of {len(positions)}"
+
     def _show(self):
         with self.lock:
-            k, wanted, colors = self.epsilon.value, self._wanted(), figures.colors_of(list(self.networks))
-            ready = [answers for answers in wanted if {0, k} <= set(answers.rows)]
-            left = sum(len(answers.missing()) for answers in wanted)
+            k, wanted, method = self.stop, self._wanted(), self.saliency.value
+            colors = {name: to_hex(color) for name, color in figures.colors_of(list(self.networks)).items()}
+            ready = [answers for answers in wanted if answers.has(0, method) and answers.has(k, method)]
+            left = sum(len(answers.missing(method=method)) for answers in wanted)
             words = (
-                f"Computing, {left} of {len(wanted) * len(STOPS)} stops left."
+                f"Computing, {left} of {len(wanted) * len(self.axis.stops)} stops left."
                 if left and self.touched
                 else ""
             )
             if ready and ready[0] is wanted[0]:
-                self.pictures.value = picture(self._panels(ready, k))
-                self.caption.value = self._caption(ready)
+                self.pictures.value = pictures.picture(self._panels(ready, k, method))
+                self.caption.value = self._caption(ready, method)
             self.words.value = (
-                self._table(ready, k, words)
+                self._table(ready, k, words, colors)
                 if ready
-                else f'<div role="status"><i>Computing {format_epsilon(STOPS[k])} …</i></div>'
+                else f'<div role="status"><i>Computing {self.axis.name(k)} …</i></div>'
             )
-            self.curve.value = curve_svg(
-                {
-                    figures.model_name(answers.name): (
-                        to_hex(colors[answers.name]),
-                        {STOPS[stop]: row["p_malignant"] for stop, row in list(answers.rows.items())},
-                    )
-                    for answers in wanted
-                },
-                STOPS[k],
-            )
+            curves = {
+                figures.model_name(answers.name): (
+                    colors[answers.name],
+                    {stop: row["p_malignant"] for stop, row in list(answers.rows.items())},
+                )
+                for answers in wanted
+            }
+            axis, value = self.mark
+            mark = (value, "trained at") if axis is self.axis else None
+            self.curve.value = pictures.curve_svg(curves, self.axis, k, mark)
 
-    def _panels(self, ready, k):
+    def _panels(self, ready, k, method):
         first = ready[0]
         clean = _pixels(first.clean)
         change = self.amplify.value * (_pixels(first.images[k]) - clean)
-        return [clean, np.clip(0.5 + change, 0, 1), *(_pixels(answers.images[k]) for answers in ready)]
+        rows = [[clean, np.clip(0.5 + change, 0, 1), *(_pixels(answers.images[k]) for answers in ready)]]
+        if method:
 
-    def _caption(self, ready):
+            def seen(answers, stop):
+                under = _pixels(answers.images[stop]) if method == "Grad-CAM" else None
+                return pictures.heat(answers.maps[method, stop], under)
+
+            rows.append([seen(first, 0), None, *(seen(answers, k) for answers in ready)])
+        return rows
+
+    def _caption(self, ready, method):
         row = ready[0].rows[0]
         known = f"case {escape(str(row['case']))}, truly {row['label']}"
         if row["case"] == OWN:
             known = "an image of your own: the attacks lead away from the model's answer"
+        changed = "noisy" if self.attack.value == "gaussian_noise" else "adversarial"
         names = ["original", f"perturbation x {self.amplify.value}"]
-        names += ["adversarial"] if len(ready) == 1 else [f"for {figures.model_name(a.name)}" for a in ready]
-        return f"<b>{escape(str(row['image']))}</b>, {known}. From left to right: {', '.join(names)}."
+        names += [changed] if len(ready) == 1 else [f"for {figures.model_name(a.name)}" for a in ready]
+        below = f" Below: {method} of each image's answer, each in its own scale." if method else ""
+        return f"<b>{escape(str(row['image']))}</b>, {known}. From left to right: {', '.join(names)}.{below}"
 
-    def _table(self, ready, k, words):
-        head = ["", "clean", format_epsilon(STOPS[k]), "SSIM", "L∞ (255ths)", "L2", "turns at"]
+    def _table(self, ready, k, words, colors):
+        head = ["", "clean", self.axis.name(k), "SSIM", "L∞ (255ths)", "L2", "turns at"]
         lines = []
         for answers in ready:
-            clean, row, turns = answers.rows[0], answers.rows[k], answers.flips_at()
+            clean, row, turns = answers.rows[0], answers.rows[k], answers.turns_at()
             turned = (clean["margin"] > 0) != (row["margin"] > 0)
             said = [f"{each['p_malignant']:.2f} {_word_of(each)}" for each in (clean, row)]
-            at = format_epsilon(turns) if turns else ("not up to here" if not answers.missing() else "…")
+            at = "not up to here" if not answers.missing() else "…"
             cells = [
-                figures.model_name(answers.name),
+                f'<span style="color: {colors[answers.name]}">●</span> {figures.model_name(answers.name)}',
                 said[0],
                 f"<b>{said[1]}{' – turned' if turned else ''}</b>",
                 f"{row['ssim']:.3f}",
                 f"{row['linf'] * 255:.2f}",
                 f"{row['l2']:.2f}",
-                at,
+                at if turns is None else self.axis.name(turns),
             ]
             lines.append("".join(f'<td style="padding: 2px 8px">{cell}</td>' for cell in cells))
         head = "".join(f'<th style="padding: 2px 8px; text-align: left">{cell}</th>' for cell in head)

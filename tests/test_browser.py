@@ -1,4 +1,4 @@
-"""The explorer in JupyterLab, as a person meets it: a real server, a real kernel, a real browser that drags and types."""
+"""The explorer in JupyterLab and by Voilà, as a person meets it: real server, kernel and browser, which drags and types."""
 
 import io
 import shutil
@@ -6,17 +6,19 @@ import shutil
 import numpy as np
 import papermill
 import pytest
-from browser import CHROMIUM, HANDLE, drag, opened
+from browser import CHROMIUM, HANDLE, demo, drag, opened
 from PIL import Image
 
 from lib import data, explorer, models, profiles, study
+
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM, reason="no Chromium (Debian: apt-get install chromium), so no page was opened"
+)
 
 
 @pytest.fixture(scope="module")
 def page(smoke, tmp_path_factory):
     """Notebook 03, prepared for the smoke study, in the browser; all its cells have run."""
-    if not CHROMIUM:
-        pytest.skip("no Chromium (Debian: apt-get install chromium), so JupyterLab was not opened")
     folder = tmp_path_factory.mktemp("lab")
     notebook = study.NOTEBOOKS / "03_fgsm_attack.ipynb"
     own = profiles.declared_in(notebook)
@@ -75,10 +77,10 @@ def test_the_slider_turns_the_picture_and_the_words(page, smoke):
     position = side.table.index[side.table["image"] == name_of_image(page)][0]
     network = models.load(folder / "models" / "baseline.safetensors")
     answers = explorer.Answers(network, "baseline", side, position, "fgsm")
-    answers.answer([0, len(explorer.STOPS) - 1])
-    row = answers.rows[len(explorer.STOPS) - 1]
+    answers.answer([0, 32])
+    row = answers.rows[32]
     assert f"{row['p_malignant']:.2f}" in said and f"{row['ssim']:.3f}" in said
-    adversarial = answers.images[len(explorer.STOPS) - 1][0].permute(1, 2, 0).numpy()
+    adversarial = answers.images[32][0].permute(1, 2, 0).numpy()
     on_screen = last[:: last.shape[0] // 32, -last.shape[0] :: last.shape[0] // 32, :3]
     assert np.array_equal(on_screen, (adversarial * 255).round().astype(np.uint8))
 
@@ -90,7 +92,7 @@ def test_an_epsilon_can_be_typed_and_words_are_refused(page):
     wait_for_epsilon(page, "2.5/255")
     typed.fill("four")
     typed.press("Enter")
-    page.get_by_text("is not a number: type gray levels").wait_for()
+    page.get_by_text("is not a number: type one from 0 to 16").wait_for()
     assert "2.5/255" in words(page)
 
 
@@ -103,12 +105,33 @@ def test_it_goes_by_keyboard(page):
 
 def test_the_next_image_comes_with_a_button(page):
     before, picture = name_of_image(page), shown(page)
-    page.get_by_title("next image").click()
+    page.get_by_text("next ▶").click()
     page.wait_for_function(
         "before => ![...document.querySelectorAll('.jp-OutputArea b')].some(each => each.innerText === before)",
         arg=before,
     )
     assert name_of_image(page) != before and not np.array_equal(shown(page), picture)
+
+
+def test_a_thumbnail_is_chosen_with_a_click(page):
+    third = page.locator("[class*='explorer-'][class*='-2']").first
+    third.click()
+    page.wait_for_function(
+        "name => [...document.querySelectorAll('.jp-OutputArea b')].some(each => name.includes(each.innerText))",
+        arg=third.get_attribute("title"),
+    )
+
+
+def test_sigma_is_turned_where_noise_is_chosen(page):
+    page.get_by_label("attack").select_option("Gaussian noise")
+    page.wait_for_function(  # the slider has its new range before the words have its new unit
+        "() => document.querySelectorAll('div[role=status] th')[2]?.innerText.startsWith('sigma')"
+    )
+    drag(page, 0.5)
+    wait_for_epsilon(page, "sigma 0.16")
+    assert page.get_by_label("from 0 to 1").input_value() == "0.16"
+    page.get_by_label("attack").select_option("FGSM")
+    wait_for_epsilon(page, "8/255")
 
 
 def test_nothing_is_said_on_the_console(page):
@@ -119,3 +142,19 @@ def test_nothing_is_said_on_the_console(page):
         ).count()
         == 0
     )
+
+
+def test_voila_shows_the_welcome_page_with_all_models_and_no_code(smoke, tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    notebook = shutil.copy(study.NOTEBOOKS / "00_welcome.ipynb", tmp_path / "notebooks")
+    with demo(notebook, smoke[0]) as page:
+        drag(page, 1.0)
+        wait_for_epsilon(page, "16/255")
+        page.locator("div[role=status] tr").nth(4).wait_for()
+        said = words(page)
+        assert all(name in said for name in ("baseline", "Gaussian noise", "adversarial training"))
+        page.get_by_label("saliency").select_option("Grad-CAM")
+        page.get_by_text("Below: Grad-CAM").wait_for()
+        assert page.get_by_text("explorer.of_run").count() == 0
+        # Voilà's page itself asks the network for fonts and formulas.
+        assert [said for said in page.said if "Failed to load resource" not in said] == []

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lib import attacks, data, evaluation, explorer, models, robustness
+from lib import attacks, data, evaluation, explorer, models, pictures, robustness, runs, saliency, training
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -31,6 +31,11 @@ def shown(networks, side):
     return explorer.Explorer(networks, side, background=False)
 
 
+@pytest.fixture
+def alone(networks, side):
+    return explorer.Explorer({"baseline": networks["baseline"]}, side, background=False)
+
+
 def test_the_curve_is_what_the_attack_gives():
     model, image, label = models.build("none"), torch.rand(1, 3, 32, 32), torch.tensor([1])
     epsilons = [0, 4 / 255, 8 / 255]
@@ -39,23 +44,26 @@ def test_the_curve_is_what_the_attack_gives():
     assert [p for _, p in curve] == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_figure_has_a_curve_for_each_model():
-    curves = {name: [(0, 0.2), (4 / 255, 0.9)] for name in ("baseline", "adversarial_training")}
-    left, right = explorer.epsilon_figure(torch.rand(1, 3, 8, 8), curves, 4 / 255).axes
+def test_the_figure_has_a_curve_for_each_model(networks, side):
+    left, right = explorer.epsilon_figure(networks, side, 3, 4 / 255).axes
     assert left.get_title() == "under FGSM at 4/255 on baseline"
-    assert [line.get_label() for line in right.lines[:3:2]] == [
-        "baseline: malignant",
-        "adversarial training: malignant",
-    ]
+    images, labels = side.tensors()
+    for line, point, (name, network) in zip(
+        right.lines[:4:2], right.lines[1:4:2], networks.items(), strict=True
+    ):
+        (shown,) = robustness.perturb(network, images[[3]], labels[[3]], "fgsm", [4 / 255])
+        now = models.p_malignant(network, shown)[0]
+        assert point.get_xydata()[0] == pytest.approx([4, now], abs=1e-4)
+        assert line.get_label() == f"{name.replace('_', ' ')}: {'malignant' if now > 0.5 else 'benign'}"
 
 
-@pytest.mark.parametrize("attack", explorer.SHOWN)
+@pytest.mark.parametrize("attack", ["fgsm", "pgd", "random_noise"])
 def test_what_is_shown_is_what_the_table_says(networks, side, attack):
     """One image alone and in a batch may differ in the last bits; the decision and the image may not."""
     answers = explorer.Answers(networks["baseline"], "baseline", side, 3, attack, pgd_steps=3, seed=5)
     stops = [0, 8, 32]
     answers.answer(stops)
-    chosen = [explorer.STOPS[k] for k in stops]
+    chosen = [pictures.EPSILON.stops[k] for k in stops]
     images, labels = side.tensors()
     made = robustness.perturb(networks["baseline"], images[[3]], labels[[3]], attack, chosen, 3, 5)
     for k, epsilon, image in zip(stops, chosen, made, strict=True):
@@ -67,52 +75,124 @@ def test_what_is_shown_is_what_the_table_says(networks, side, attack):
     assert answers.rows[0]["linf"] == 0 and answers.rows[0]["ssim"] == 1
 
 
+def test_noise_is_what_the_defense_is_trained_on(networks, side):
+    answers = explorer.Answers(networks["baseline"], "baseline", side, 2, "gaussian_noise", seed=7)
+    answers.answer([0, 10])
+    noise = training.add_gaussian_noise(0.1)
+    images, _ = side.tensors()
+    expected = noise(None, images[[2]], None, torch.Generator().manual_seed(7))
+    assert torch.equal(answers.images[10], expected) and torch.equal(answers.images[0], images[[2]])
+    assert answers.rows[10]["p_malignant"] == pytest.approx(
+        models.p_malignant(networks["baseline"], expected)[0], rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("method", saliency.METHODS)
+def test_the_map_is_that_of_the_image_shown(networks, side, method):
+    answers = explorer.Answers(networks["baseline"], "baseline", side, 0, "fgsm")
+    answers.answer([0, 4])
+    assert answers.has(4) and not answers.has(4, method) and 4 in answers.missing(method=method)
+    answers.answer([0, 4], method)
+    assert answers.has(4, method)
+    expected = saliency.METHODS[method](networks["baseline"], answers.images[4])[0].numpy()
+    assert np.allclose(answers.maps[method, 4], expected, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(answers.maps[method, 4], answers.maps[method, 0])
+
+
 def test_the_smallest_epsilon_is_the_first_stop_with_another_decision(networks, side):
     answers = explorer.Answers(networks["baseline"], "baseline", side, 0, "fgsm")
-    answers.rows = {k: {"margin": 1.0 if k < 5 else -1.0} for k in (0, 3, 5, 9)}
-    assert answers.flips_at() == explorer.STOPS[5]
+    answers.rows = {k: {"margin": 1.0 if k < 5 else -1.0} for k in (0, 1, 2, 4, 5, 9)}
+    assert answers.turns_at() is None, "it may turn at 3"
+    answers.rows[3] = {"margin": 1.0}
+    assert answers.turns_at() == 5
     answers.rows = {k: {"margin": 1.0} for k in range(33)}
-    assert answers.flips_at() is None
-    assert explorer.Answers(networks["baseline"], "baseline", side, 0, "fgsm").missing(near=10)[:3] == [
-        0,
-        10,
-        9,
-    ]
+    assert answers.turns_at() is None
+    fresh = explorer.Answers(networks["baseline"], "baseline", side, 0, "fgsm")
+    assert fresh.missing(near=10)[:3] == [0, 10, 9]
 
 
 def test_before_anything_is_moved_only_what_is_shown_is_computed(shown):
-    (answers,) = shown.known.values()
-    assert set(answers.rows) == {0, 8}
-    shown.epsilon.value = 16
-    assert answers.missing() == []
+    assert [set(answers.rows) for answers in shown.known.values()] == [{0, 8}, {0, 8}]
+    shown.epsilon.value = 8
+    assert all(answers.missing() == [] for answers in shown.known.values())
     assert "turned" in shown.words.value or "benign" in shown.words.value or "malignant" in shown.words.value
 
 
-def test_turning_epsilon_changes_picture_words_and_curve(shown, side):
-    before = shown.pictures.value, shown.words.value, shown.curve.value
-    shown.epsilon.value = 32
-    assert all(
-        new != old
-        for new, old in zip((shown.pictures.value, shown.words.value, shown.curve.value), before, strict=True)
-    )
-    assert shown.typed.value == "16" and "16/255" in shown.words.value
-    (answers,) = shown.known.values()
-    panels = np.asarray(Image.open(BytesIO(shown.pictures.value)))
+def test_turning_epsilon_changes_picture_words_and_curve(alone):
+    before = alone.pictures.value, alone.words.value, alone.curve.value
+    alone.epsilon.value = 16
+    after = alone.pictures.value, alone.words.value, alone.curve.value
+    assert all(new != old for new, old in zip(after, before, strict=True))
+    assert alone.typed.value == "16" and "16/255" in alone.words.value
+    (answers,) = alone.known.values()
+    panels = np.asarray(Image.open(BytesIO(alone.pictures.value)))
     size = 7 * 32
-    assert panels.shape == (size, 3 * size + 2 * explorer.GAP, 4)
+    assert panels.shape == (size, 3 * size + 2 * pictures.GAP, 4)
     last = answers.images[32][0].permute(1, 2, 0).numpy()
     assert np.array_equal(panels[::7, -size::7, :3], (last * 255).round().astype(np.uint8))
-    assert f"{answers.rows[32]['p_malignant']:.2f}" in shown.words.value
-    shown.epsilon.value = 8
-    assert shown.pictures.value == before[0]
-    assert not any(isinstance(each, ipywidgets.Output) for each in shown.view.children)
+    assert f"{answers.rows[32]['p_malignant']:.2f}" in alone.words.value
+    alone.epsilon.value = 4
+    assert alone.pictures.value == before[0]
+    assert not any(isinstance(each, ipywidgets.Output) for each in alone.view.children)
 
 
-def test_all_models_stand_side_by_side(shown):
-    shown.compare.value = True
+def test_all_models_stand_side_by_side_where_there_are_several(shown, alone):
+    assert shown.compare.value and not alone.compare.value and alone.compare.disabled
     assert "adversarial training" in shown.words.value and "baseline" in shown.words.value
-    assert np.asarray(Image.open(BytesIO(shown.pictures.value))).shape[1] == 4 * 224 + 3 * explorer.GAP
+    assert np.asarray(Image.open(BytesIO(shown.pictures.value))).shape[1] == 4 * 224 + 3 * pictures.GAP
     assert shown.curve.value.count("<polyline") == 2 and "adversarial training" in shown.curve.value
+    shown.compare.value = False
+    assert shown.curve.value.count("<polyline") == 1
+
+
+def test_noise_turns_sigma_and_epsilon_comes_back(shown):
+    shown.attack.value = "gaussian_noise"
+    assert (shown.epsilon.description, shown.epsilon.max, shown.stop) == ("sigma", 0.32, 8)
+    assert "sigma 0.08" in shown.words.value and shown.typed.value == "0.08"
+    assert "sigma of the noise" in shown.curve.value and "noisy" not in shown.caption.value
+    before = shown.pictures.value
+    shown.seed.value = 5
+    assert shown.pictures.value != before, "another noise"
+    shown.typed.value = "0.1"
+    assert shown.stop == 10 and "sigma 0.10" in shown.words.value
+    shown.attack.value = "fgsm"
+    assert (shown.epsilon.description, shown.epsilon.max, shown.stop) == ("epsilon", 16, 10)
+    assert "5/255" in shown.words.value and shown.seed.disabled
+
+
+def test_what_a_defense_was_trained_at_is_marked_on_its_own_axis(networks, side):
+    view = explorer.Explorer(
+        networks, side, attack="gaussian_noise", trained_at=0.1, pgd_steps=2, background=False
+    )
+    assert "trained at" in view.curve.value and "sigma 0.08" in view.words.value
+    view.attack.value = "fgsm"
+    assert "trained at" not in view.curve.value
+
+
+@pytest.mark.parametrize("method", saliency.METHODS)
+def test_where_the_model_looks_stands_below(alone, method):
+    alone.saliency.value = method
+    panels = np.asarray(Image.open(BytesIO(alone.pictures.value)))
+    size = 7 * 32
+    assert panels.shape == (2 * size + pictures.GAP, 3 * size + 2 * pictures.GAP, 4)
+    below = panels[-size:]
+    assert (below[:, size + pictures.GAP : 2 * size + pictures.GAP, 3] == 0).all(), "nothing under the change"
+    assert not np.array_equal(below[:, :size], below[:, -size:]) and method in alone.caption.value
+    alone.saliency.value = None
+    assert np.asarray(Image.open(BytesIO(alone.pictures.value))).shape[0] == size
+
+
+def test_a_thumbnail_picks_its_image(alone, side):
+    assert "1 of" in alone.looks.value and alone.looks.value.count("data:image/jpeg") == explorer.PAGE
+    alone.thumbnails[3].click()
+    assert alone.image.value == 3 and "4 of" in alone.looks.value
+    assert alone.thumbnails[3].tooltip.endswith(side.table["image"].iloc[3])
+    alone.image.value = len(side) - 1
+    rest = len(side) % explorer.PAGE or explorer.PAGE
+    assert alone.looks.value.count("data:image/jpeg") == rest
+    assert [button.layout.display for button in alone.thumbnails].count("none") == explorer.PAGE - rest
+    alone.thumbnails[0].click()
+    assert alone.image.value == len(side) - rest
 
 
 def test_images_are_filtered_and_browsed(shown, side, networks):
@@ -148,11 +228,10 @@ def test_images_are_filtered_and_browsed(shown, side, networks):
     [("four", "not a number"), ("17", "out of range"), ("-1", "out of range"), ("nan", "out of range")],
 )
 def test_what_cannot_be_an_epsilon_is_told_in_words(shown, typed, words):
-    before = shown.epsilon.value
     shown.typed.value = typed
-    assert words in shown.message.value and shown.epsilon.value == before
+    assert words in shown.message.value and shown.stop == 8
     shown.typed.value = "2.5"
-    assert shown.epsilon.value == 5 and shown.message.value == ""
+    assert shown.stop == 5 and shown.message.value == ""
 
 
 def test_an_error_is_told_in_words(shown, networks):
@@ -165,8 +244,8 @@ def test_an_error_is_told_in_words(shown, networks):
 
 
 def test_in_the_background_the_shown_stop_comes_first_and_all_follow(networks, side):
-    view = explorer.Explorer(networks, side)
-    view.epsilon.value = 20
+    view = explorer.Explorer({"baseline": networks["baseline"]}, side)
+    view.epsilon.value = 10
     deadline = time.monotonic() + 60
     while view.thread is not None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -229,3 +308,21 @@ def test_an_upload_is_browsed_instead(shown):
 def test_a_folder_without_images_says_what_is_read(networks, tmp_path):
     with pytest.raises(ValueError, match="holds no image"):
         explorer.own_images(tmp_path, networks["baseline"], 32)
+
+
+def test_a_run_is_opened_with_all_its_models(smoke, monkeypatch):
+    monkeypatch.setenv("STUDY_HOME", str(smoke[0]))
+    view = explorer.of_run("smoke", background=False)
+    assert list(view.networks) == ["baseline", "gaussian_noise", "merged_fgsm", "adversarial_training"]
+    predictions = evaluation.read_model(runs.folder("smoke") / "predictions", "gaussian_noise")
+    row = predictions[
+        (predictions["image"] == view.side.table["image"].iloc[0]) & (predictions["attack"] == "none")
+    ].iloc[0]
+    answers = next(answers for answers in view.known.values() if answers.name == "gaussian_noise")
+    assert answers.rows[0]["margin"] == pytest.approx(row["margin"], rel=1e-4)
+
+
+def test_a_run_without_a_baseline_names_the_notebook_to_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="02_transfer_learning"):
+        explorer.of_run("nothing")
