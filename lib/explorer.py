@@ -6,6 +6,7 @@ go into an `Image` widget and words and curves into HTML: a headless run with Ou
 """
 
 import io
+import re
 import threading
 from html import escape
 from pathlib import Path
@@ -18,8 +19,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from lib import attacks, data, evaluation, figures, models, pictures, robustness, runs, saliency, training
-from lib.evaluation import format_epsilon
+from lib import data, evaluation, figures, models, pictures, profiles, robustness, runs, saliency, training
 
 # "gaussian_noise" is what Li & Liu add to training images: no attack bounded by epsilon, so its slider turns sigma.
 SHOWN = {name: figures.ATTACK_NAMES[name] for name in ("fgsm", "pgd", "random_noise")} | {
@@ -31,44 +31,6 @@ PAGE = 8  # thumbnails
 OWN = "own"  # the case of images that are not of the study
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 AMPLIFICATIONS = (1, 4, 8, 16, 32, 64)
-
-
-def epsilon_curve(model, image, label, epsilons):
-    """P(malignant) of FGSM images over epsilon, as a list of (epsilon, probability), from one backward pass.
-
-    image: float32 (1, 3, H, W) in [0, 1]; label: int64 (1,); epsilons: fractions.
-    """
-    batches = torch.cat(list(attacks.fgsm(model, image, label, epsilons)))
-    return list(zip(epsilons, models.p_malignant(model, batches).tolist(), strict=True))
-
-
-def epsilon_figure(networks, side, position, epsilon=8 / 255):
-    """A test image under FGSM on the first model, and each model's P(malignant) over epsilon, attacked itself: a matplotlib Figure.
-
-    networks: {name: model}; side: `data.Side`; position: of the image there; epsilon: of the image shown, a fraction.
-    """
-    batch, label = data.center_crop(side.pixels[[position]]), torch.from_numpy(side.labels[[position]])
-    stops = sorted({*(k / 255 for k in range(17)), epsilon})
-    curves = {name: epsilon_curve(network, batch, label, stops) for name, network in networks.items()}
-    first, network = next(iter(networks.items()))
-    (shown,) = robustness.perturb(network, batch, label, "fgsm", [epsilon])
-    figure = Figure(figsize=(figures.WIDTH, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
-    left.imshow(_pixels(shown))
-    left.set_axis_off()
-    left.set_title(f"under FGSM at {format_epsilon(epsilon)} on {figures.model_name(first)}", fontsize=10)
-    colors = figures.colors_of(list(curves))
-    for name, curve in curves.items():
-        now = dict(curve)[epsilon]
-        label = f"{figures.model_name(name)}: {'malignant' if now > 0.5 else 'benign'}"
-        right.plot([e * 255 for e, _ in curve], [p for _, p in curve], ".-", color=colors[name], label=label)
-        right.plot(epsilon * 255, now, "o", color=colors[name], markersize=9)
-    right.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
-    right.set(xlabel="epsilon (gray levels of 255)", ylabel="P(malignant)", ylim=(-0.03, 1.03))
-    right.set_title(f"P(malignant) over epsilon, answers at {format_epsilon(epsilon)}", fontsize=10)
-    right.legend(frameon=False)
-    right.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 class Answers:
@@ -102,13 +64,12 @@ class Answers:
         if new:
             margins = evaluation.predict(self.network, torch.cat([self.images[k] for k in new]))
             for k, margin in zip(new, margins, strict=True):
+                bounded = self.attack != "gaussian_noise"
                 rows = evaluation.prediction_rows(
                     self.table,
                     model=self.name,
                     attack=self.attack,
-                    epsilon=1.0
-                    if self.attack == "gaussian_noise"
-                    else self.axis.stops[k],  # noise has no bound
+                    epsilon=self.axis.stops[k] if bounded else 1.0,
                     margins=[margin],
                     seed=self.seed,
                     clean=self.clean,
@@ -150,6 +111,38 @@ class Answers:
 def axis_of(attack):
     """What the slider turns: sigma for Gaussian noise, epsilon for all others."""
     return pictures.SIGMA if attack == "gaussian_noise" else pictures.EPSILON
+
+
+def still_figure(networks, side, position, attack="fgsm", k=16):
+    """What the explorer shows, standing still: an image at one stop and each model's P(malignant) at all. A matplotlib Figure.
+
+    networks: {name: model}, the image as the first is given it; side: `data.Side`; position: of the image there; attack: one of
+    `SHOWN`; k: the stop.
+    """
+    shown = [Answers(network, name, side, position, attack) for name, network in networks.items()]
+    for answers in shown:
+        answers.answer(range(len(answers.axis.stops)))
+    first, axis = shown[0], axis_of(attack)
+    figure = Figure(figsize=(figures.WIDTH, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
+    left.imshow(_pixels(first.images[k]))
+    left.set_axis_off()
+    at = f"{SHOWN[attack]} at {axis.name(k)}"
+    own = "" if attack == "gaussian_noise" else f" on {figures.model_name(first.name)}"
+    left.set_title(f"{at}{own}", fontsize=10)
+    colors = figures.colors_of(list(networks))
+    values = [stop * axis.unit for stop in axis.stops]
+    for answers in shown:
+        p = [answers.rows[stop]["p_malignant"] for stop in range(len(values))]
+        label = f"{figures.model_name(answers.name)}: {_word_of(answers.rows[k])}"
+        right.plot(values, p, color=colors[answers.name], label=label)
+        right.plot(values[k], p[k], "o", color=colors[answers.name], markersize=9)
+    right.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
+    right.set(xlabel=axis.label, ylabel="P(malignant)", ylim=(-0.03, 1.03))
+    right.set_title(f"P(malignant), answers at {axis.name(k)}", fontsize=10)
+    right.legend(frameon=False)
+    right.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def own_images(files, network, image_size):
@@ -197,7 +190,9 @@ def of_run(run, **options):
     baseline = runs.require(run, "models/baseline.safetensors")
     image_size = runs.read_json(baseline.with_suffix(".json"))["recipe"]["images"][-1][0]
     images = data.open_images(runs.require(run, "split.csv"), image_size, runs.dataset(run)["magnifications"])
-    names = [name for name in figures.MODEL_COLORS if robustness.checkpoint(folder, name).exists()]
+    names = [
+        name for name in ("baseline", *profiles.DEFENSES) if robustness.checkpoint(folder, name).exists()
+    ]
     networks = {name: models.load(robustness.checkpoint(folder, name)) for name in names}
     return Explorer(networks, images.side("test"), **options)
 
@@ -295,7 +290,11 @@ class Explorer:
         self.epsilon = widgets.FloatSlider(
             readout=False, continuous_update=False, layout=widgets.Layout(width="420px", max_width="100%")
         )
-        self.typed = widgets.Text(continuous_update=False, layout=widgets.Layout(width="190px"))
+        self.typed = widgets.Text(
+            continuous_update=False,
+            style={"description_width": "initial"},
+            layout=widgets.Layout(width="210px"),
+        )
         self._turn(axis_of(attack), 8)
 
     def _lay_out(self):
@@ -336,11 +335,11 @@ class Explorer:
 
     def _turn(self, axis, k):
         """Set the slider to stop k of an axis."""
-        with self.epsilon.hold_trait_notifications():
+        with self.lock, self.epsilon.hold_trait_notifications():
             self.epsilon.max, self.epsilon.step = axis.stops[-1] * axis.unit, axis.stops[1] * axis.unit
             self.epsilon.value = k * self.epsilon.step
             self.epsilon.description, self.typed.description = (
-                ("epsilon", "in 255ths") if axis.unit == 255 else ("sigma", "from 0 to 1")
+                ("epsilon", "in 255ths") if axis.unit == 255 else ("sigma", "of the range 0 to 1")
             )
 
     def _offered(self, kind, case):
@@ -369,7 +368,8 @@ class Explorer:
         """Browse the images that were uploaded instead of the study's."""
         files = {each["name"]: bytes(each["content"]) for each in self.upload.value}
         if files:
-            side = own_images(files, self.networks[self.model.value], self.side.pixels[:1].shape[1])
+            with self.busy:
+                side = own_images(files, self.networks[self.model.value], self.side.pixels[:1].shape[1])
             with self.lock:
                 self.side, self.clean, self.page = side, {}, None
                 self.known.clear()
@@ -505,8 +505,8 @@ class Explorer:
                 if place < len(page):
                     row = self.side.table.iloc[page[place]]
                     button.tooltip = f"{row['label']}: {row['image']}"
-                    square = data.center_crop(self.side.pixels[[page[place]]])[0].permute(1, 2, 0)
-                    address = pictures.thumbnail((square * 255).byte().numpy())
+                    square = _pixels(data.center_crop(self.side.pixels[[page[place]]]))
+                    address = pictures.thumbnail((square * 255).round().astype(np.uint8))
                     frame = (
                         "3px solid var(--jp-brand-color1, #1976d2)"
                         if page[place] == positions[at]
@@ -532,6 +532,7 @@ class Explorer:
             if ready and ready[0] is wanted[0]:
                 self.pictures.value = pictures.picture(self._panels(ready, k, method))
                 self.caption.value = self._caption(ready, method)
+                self.pictures.tooltip = re.sub("<[^>]*>", "", self.caption.value)
             self.words.value = (
                 self._table(ready, k, words, colors)
                 if ready

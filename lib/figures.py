@@ -43,12 +43,13 @@ CLASS_COLORS = {"benign": PALETTE[0], "malignant": PALETTE[1]}
 MODEL_COLORS = {
     "baseline": PALETTE[7],
     "gaussian_noise": PALETTE[0],
+    "gaussian_noise_recalibrated": PALETTE[9],
     "merged_fgsm": PALETTE[1],
     "adversarial_training": PALETTE[2],
     "color_only": PALETTE[4],
     "always_malignant": (0.1, 0.1, 0.1),
 }
-SPARE_COLORS = [PALETTE[k] for k in (3, 9, 5, 6, 8)]
+SPARE_COLORS = [PALETTE[k] for k in (3, 5, 6, 8)]
 # In the order in which figures list them: from no attack to the strongest.
 ATTACK_LINES = {
     "none": "-",

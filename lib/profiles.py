@@ -12,7 +12,7 @@ import yaml
 
 from lib import runs
 
-DEFENSES = ("gaussian_noise", "merged_fgsm", "adversarial_training")
+DEFENSES = ("gaussian_noise", "gaussian_noise_recalibrated", "merged_fgsm", "adversarial_training")
 # Values of data_root: drawn tissue, and the database, downloaded where it is missing.
 NO_FOLDER = ("synthetic", "breakhis")
 # Where values must lie that a notebook would refuse only after hours of training.

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from lib import attacks, data, models, runs
@@ -112,6 +113,29 @@ def add_fresh_fgsm(epsilon):
         return torch.cat([images[:half], perturbed])
 
     return change
+
+
+def recalibrate(model, side, path, made, *, batch_size, seed=0):
+    """Take the running statistics of batch norm anew from the images of `side` as they are, and save the model to `path`.
+
+    A model trained on changed images (noise) normalizes by means and spreads that unchanged images do not have. The weights
+    stay. side: `data.Side`, augmented as in training, shown once; made: what else the result depends on, for the record.
+    A finished file is kept.
+    """
+    made = made | {
+        "images": [len(side), side.fingerprint, list(side.pixels[:1].shape[1:])],
+        "batch_size": batch_size,
+        "seed": seed,
+        "code": runs.code_hash(recalibrate, type(model), data.decode, type(side)),
+    }
+    if runs.is_current(path, made):
+        return
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(side), generator=generator).numpy()
+    batches = [rows for rows in np.split(order, range(batch_size, len(order), batch_size)) if len(rows) > 1]
+    shown = (augment(side.pixels[rows], generator) for rows in tqdm(batches, desc="recalibrating", delay=10))
+    update_bn(shown, model.to(device()), device())
+    models.save(model.eval(), path, made)
 
 
 def pgd_threat(epsilon, steps=5):

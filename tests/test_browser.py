@@ -129,7 +129,7 @@ def test_sigma_is_turned_where_noise_is_chosen(page):
     )
     drag(page, 0.5)
     wait_for_epsilon(page, "sigma 0.16")
-    assert page.get_by_label("from 0 to 1").input_value() == "0.16"
+    assert page.get_by_label("of the range 0 to 1").input_value() == "0.16"
     page.get_by_label("attack").select_option("FGSM")
     wait_for_epsilon(page, "8/255")
 

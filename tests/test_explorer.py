@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lib import attacks, data, evaluation, explorer, models, pictures, robustness, runs, saliency, training
+from lib import data, evaluation, explorer, models, pictures, profiles, robustness, runs, saliency, training
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -36,25 +36,23 @@ def alone(networks, side):
     return explorer.Explorer({"baseline": networks["baseline"]}, side, background=False)
 
 
-def test_the_curve_is_what_the_attack_gives():
-    model, image, label = models.build("none"), torch.rand(1, 3, 32, 32), torch.tensor([1])
-    epsilons = [0, 4 / 255, 8 / 255]
-    curve = explorer.epsilon_curve(model, image, label, epsilons)
-    expected = [models.p_malignant(model, batch)[0] for batch in attacks.fgsm(model, image, label, epsilons)]
-    assert [p for _, p in curve] == pytest.approx(expected, abs=1e-5)
-
-
-def test_the_figure_has_a_curve_for_each_model(networks, side):
-    left, right = explorer.epsilon_figure(networks, side, 3, 4 / 255).axes
-    assert left.get_title() == "under FGSM at 4/255 on baseline"
-    images, labels = side.tensors()
+@pytest.mark.parametrize(
+    ("attack", "at", "on"), [("fgsm", "8/255", " on baseline"), ("gaussian_noise", "sigma 0.16", "")]
+)
+def test_the_still_figure_has_the_explorers_curves(networks, side, attack, at, on):
+    left, right = explorer.still_figure(networks, side, 3, attack).axes
+    assert left.get_title() == f"{explorer.SHOWN[attack]} at {at}{on}"
     for line, point, (name, network) in zip(
         right.lines[:4:2], right.lines[1:4:2], networks.items(), strict=True
     ):
-        (shown,) = robustness.perturb(network, images[[3]], labels[[3]], "fgsm", [4 / 255])
-        now = models.p_malignant(network, shown)[0]
-        assert point.get_xydata()[0] == pytest.approx([4, now], abs=1e-4)
-        assert line.get_label() == f"{name.replace('_', ' ')}: {'malignant' if now > 0.5 else 'benign'}"
+        answers = explorer.Answers(network, name, side, 3, attack)
+        answers.answer([16])
+        said = models.p_malignant(network, answers.images[16])[0]
+        where = answers.axis.stops[16] * answers.axis.unit
+        assert point.get_xydata()[0] == pytest.approx([where, said], abs=1e-4)
+        assert len(line.get_xdata()) == len(answers.axis.stops)
+        word = "malignant" if said > 0.5 else "benign"
+        assert line.get_label() == f"{name.replace('_', ' ')}: {word}"
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd", "random_noise"])
@@ -123,6 +121,7 @@ def test_turning_epsilon_changes_picture_words_and_curve(alone):
     alone.epsilon.value = 16
     after = alone.pictures.value, alone.words.value, alone.curve.value
     assert all(new != old for new, old in zip(after, before, strict=True))
+    assert "truly" in alone.pictures.tooltip and "<" not in alone.pictures.tooltip, "for screen readers"
     assert alone.typed.value == "16" and "16/255" in alone.words.value
     (answers,) = alone.known.values()
     panels = np.asarray(Image.open(BytesIO(alone.pictures.value)))
@@ -305,6 +304,20 @@ def test_an_upload_is_browsed_instead(shown):
     assert "b.png" in shown.caption.value
 
 
+def test_images_may_be_gone_once_they_are_shown(networks, tmp_path):
+    (tmp_path / "mine.png").write_bytes(png())
+    view = explorer.Explorer(
+        {"mine": networks["baseline"]},
+        explorer.own_images(tmp_path, networks["baseline"], 32),
+        background=False,
+    )
+    (tmp_path / "mine.png").unlink()
+    view.epsilon.value = 9
+    assert "9/255" in view.words.value and view.message.value == ""
+    with pytest.raises(ValueError, match=r"mine\.png is not a readable image: .*No such file"):
+        explorer.own_images([tmp_path / "mine.png"], networks["baseline"], 32)
+
+
 def test_a_folder_without_images_says_what_is_read(networks, tmp_path):
     with pytest.raises(ValueError, match="holds no image"):
         explorer.own_images(tmp_path, networks["baseline"], 32)
@@ -313,7 +326,7 @@ def test_a_folder_without_images_says_what_is_read(networks, tmp_path):
 def test_a_run_is_opened_with_all_its_models(smoke, monkeypatch):
     monkeypatch.setenv("STUDY_HOME", str(smoke[0]))
     view = explorer.of_run("smoke", background=False)
-    assert list(view.networks) == ["baseline", "gaussian_noise", "merged_fgsm", "adversarial_training"]
+    assert list(view.networks) == ["baseline", *profiles.DEFENSES]
     predictions = evaluation.read_model(runs.folder("smoke") / "predictions", "gaussian_noise")
     row = predictions[
         (predictions["image"] == view.side.table["image"].iloc[0]) & (predictions["attack"] == "none")

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import attacks, checks, data, evaluation, models, robustness
+from lib import attacks, checks, data, evaluation, models, robustness, training
 
 EPSILONS = [2 / 255, 8 / 255]
 
@@ -228,6 +228,24 @@ def test_pieces_of_other_epsilons_go_and_other_models_and_sides_stay(run):
     robustness.evaluate(folder, "baseline", images, ["none", "pgd"], epsilons=EPSILONS[1:], **options)
     gone = before - {path.name for path in (folder / "predictions").iterdir()}
     assert gone == {"baseline-pgd-2-case0.csv.gz", "baseline-pgd-2-case0.json"}
+
+
+def test_noise_of_nothing_gives_the_clean_rates_and_more_gives_others(run):
+    folder, images = run
+    names = ("baseline", "defended")
+    found = robustness.under_gaussian_noise(folder, names, images, [0.0, 0.2], seed=3)
+    assert list(found["model"]) == ["baseline", "baseline", "defended", "defended"]
+    clean = [robustness.evaluate(folder, name, images, ["none"]) for name in names]
+    clean = evaluation.metrics(pd.concat(clean, ignore_index=True))
+    clean = clean[clean["subset"] == "all"].set_index("model")
+    still = found[found["sigma"] == 0].set_index("model")
+    assert still["auroc"].tolist() == clean["auroc"].tolist() and still["tp"].tolist() == clean["tp"].tolist()
+    shown = images.side("test")
+    generator = torch.Generator().manual_seed(3)
+    noisy = training.add_gaussian_noise(0.2)(None, shown.tensors()[0], None, generator)
+    network = models.load(folder / "models" / "defended.safetensors")
+    right = (evaluation.predict(network, noisy) > 0) == (shown.labels == 1)
+    assert found["accuracy"].iloc[3] == right.mean()
 
 
 def test_examples_hold_one_image_that_turns_and_one_that_stands_of_each_class():

@@ -199,6 +199,29 @@ def test_noise_has_the_given_spread_and_stays_in_range():
     assert bright.max() <= 1 and bright.min() >= 0
 
 
+def test_recalibrating_takes_the_statistics_of_clean_images_and_leaves_the_weights(tmp_path):
+    """Turning and flipping squares leaves a channel's mean, so that of all images is known beforehand."""
+    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+    clean = data.Side(pd.DataFrame(), images, np.arange(12) % 2, "clean")
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
+    nn.init.uniform_(model[0].weight)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    path = tmp_path / "models" / "a.safetensors"
+    training.recalibrate(model, clean, path, {"weights": "w"}, batch_size=4)
+    after = model.state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {"0.running_mean", "0.running_var", "0.num_batches_tracked"}
+    values = images.reshape(-1, 3) / 255
+    assert np.allclose(model[0].running_mean, values.mean(0), atol=1e-5)
+    assert np.allclose(model[0].running_var, values.var(0), rtol=0.01)
+    assert not model.training and model[0].momentum == 0.1
+    written = path.stat().st_ino
+    training.recalibrate(model, clean, path, {"weights": "w"}, batch_size=4)
+    assert path.stat().st_ino == written
+    training.recalibrate(model, clean, path, {"weights": "other"}, batch_size=4)
+    assert path.stat().st_ino != written
+
+
 def test_fresh_examples_change_half_a_batch_within_epsilon_and_leave_statistics():
     model = Small().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
