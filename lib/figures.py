@@ -692,9 +692,8 @@ def confusion_matrices(rows):
         axes.tick_params("y", labelrotation=90)
         for label in axes.get_yticklabels():
             label.set_verticalalignment("center")
-        axes.set_title(
-            f"{model_name(row['model'])}\n{attack_name(row['attack'], row['epsilon'])}", fontsize=9.5
-        )
+        name = textwrap.fill(model_name(row["model"]), 20)
+        axes.set_title(f"{name}\n{attack_name(row['attack'], row['epsilon'])}", fontsize=9.5)
         axes.set_xlabel("answer")
         axes.set_ylabel("truth" if k % columns == 0 else "")
     return figure
