@@ -335,7 +335,8 @@ class Explorer:
 
     def _turn(self, axis, k):
         """Set the slider to stop k of an axis."""
-        with self.lock, self.epsilon.hold_trait_notifications():
+        # In one message: a page that is told the new end first sets its own value to it, and says so.
+        with self.lock, self.epsilon.hold_sync(), self.epsilon.hold_trait_notifications():
             self.epsilon.max, self.epsilon.step = axis.stops[-1] * axis.unit, axis.stops[1] * axis.unit
             self.epsilon.value = k * self.epsilon.step
             self.epsilon.description, self.typed.description = (
