@@ -6,7 +6,6 @@ go into an `Image` widget and words and curves into HTML: a headless run with Ou
 """
 
 import io
-import re
 import threading
 from html import escape
 from pathlib import Path
@@ -279,7 +278,7 @@ class Explorer:
             layout=widgets.Layout(width="110px"),
         )
         self.amplify = dropdown("perturbation", [(f"x {k}", k) for k in AMPLIFICATIONS], "160px", value=16)
-        self.saliency = dropdown("saliency", [("off", None), *((name, name) for name in saliency.METHODS)])
+        self.saliency = dropdown("saliency", ["off", *saliency.METHODS])
         self.compare = widgets.Checkbox(
             value=len(self.networks) > 1,
             description="all models side by side",
@@ -327,6 +326,11 @@ class Explorer:
     def axis(self):
         """The `pictures.Axis` of the chosen attack."""
         return axis_of(self.attack.value)
+
+    @property
+    def method(self):
+        """The name of the chosen saliency method, or None."""
+        return None if self.saliency.value == "off" else self.saliency.value
 
     @property
     def stop(self):
@@ -441,7 +445,7 @@ class Explorer:
 
     def _next(self):
         """The next piece of work for the current choice: (answers, stops, method), or None. What the slider shows comes first."""
-        k, wanted, method = self.stop, self._wanted(), self.saliency.value
+        k, wanted, method = self.stop, self._wanted(), self.method
         for answers in wanted:
             if left := [stop for stop in dict.fromkeys((0, k)) if not answers.has(stop, method)]:
                 return answers, left, method
@@ -521,7 +525,7 @@ class Explorer:
 
     def _show(self):
         with self.lock:
-            k, wanted, method = self.stop, self._wanted(), self.saliency.value
+            k, wanted, method = self.stop, self._wanted(), self.method
             colors = {name: to_hex(color) for name, color in figures.colors_of(list(self.networks)).items()}
             ready = [answers for answers in wanted if answers.has(0, method) and answers.has(k, method)]
             left = sum(len(answers.missing(method=method)) for answers in wanted)
@@ -533,7 +537,6 @@ class Explorer:
             if ready and ready[0] is wanted[0]:
                 self.pictures.value = pictures.picture(self._panels(ready, k, method))
                 self.caption.value = self._caption(ready, method)
-                self.pictures.tooltip = re.sub("<[^>]*>", "", self.caption.value)
             self.words.value = (
                 self._table(ready, k, words, colors)
                 if ready
