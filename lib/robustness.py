@@ -229,22 +229,22 @@ def evaluate_without_network(folder, images, names, *, epsilons=(), seed=0, sour
     ]
 
 
-def under_gaussian_noise(folder, names, images, sigmas, seed=0):
-    """What models say of test images with Gaussian noise, as in training: rows of `evaluation.metrics` of all images, with `sigma`.
+def under_gaussian_noise(folder, names, images, sigma, seed=0):
+    """What models say of the test images, as they are and with Gaussian noise as in training: rows of `evaluation.metrics`.
 
-    folder: the run's; names: of models; images: `data.Images`, folds pooled; sigmas: in [0, 1], 0 for the images as they are.
+    folder: the run's; names: of models; images: `data.Images`, folds pooled; sigma: of the noise, of the range [0, 1]. The rows
+    are those of all images, with `sigma` in place of epsilon, 0 without noise.
     """
     rows = []
-    for fold in images.folds:
-        shown = images.side("test", fold)
-        batch, _ = shown.tensors()
-        for sigma in sigmas:
+    for name in names:
+        rows.append(evaluate(folder, name, images, ["none"], seed=seed))
+        for fold in images.folds:
+            shown = images.side("test", fold)
             generator = torch.Generator().manual_seed(seed)
-            noisy = training.add_gaussian_noise(sigma)(None, batch, None, generator)
-            for name in names:
-                margins = evaluation.predict(_load(checkpoint(folder, name, fold)), noisy)
-                kind = {"attack": "gaussian_noise", "epsilon": sigma, "seed": seed}
-                rows.append(evaluation.prediction_rows(shown.table, model=name, margins=margins, **kind))
+            noisy = training.add_gaussian_noise(sigma)(None, shown.tensors()[0], None, generator)
+            margins = evaluation.predict(_load(checkpoint(folder, name, fold)), noisy)
+            kind = {"attack": "gaussian_noise", "epsilon": sigma, "seed": seed}
+            rows.append(evaluation.prediction_rows(shown.table, model=name, margins=margins, **kind))
     found = evaluation.metrics(pd.concat(rows, ignore_index=True))
     return found[found["subset"] == "all"].rename(columns={"epsilon": "sigma"})
 

@@ -230,16 +230,14 @@ def test_pieces_of_other_epsilons_go_and_other_models_and_sides_stay(run):
     assert gone == {"baseline-pgd-2-case0.csv.gz", "baseline-pgd-2-case0.json"}
 
 
-def test_noise_of_nothing_gives_the_clean_rates_and_more_gives_others(run):
+def test_gaussian_noise_stands_beside_the_clean_rows_that_are_kept(run):
     folder, images = run
     names = ("baseline", "defended")
-    found = robustness.under_gaussian_noise(folder, names, images, [0.0, 0.2], seed=3)
+    found = robustness.under_gaussian_noise(folder, names, images, 0.2, seed=3)
     assert list(found["model"]) == ["baseline", "baseline", "defended", "defended"]
-    clean = [robustness.evaluate(folder, name, images, ["none"]) for name in names]
-    clean = evaluation.metrics(pd.concat(clean, ignore_index=True))
-    clean = clean[clean["subset"] == "all"].set_index("model")
-    still = found[found["sigma"] == 0].set_index("model")
-    assert still["auroc"].tolist() == clean["auroc"].tolist() and still["tp"].tolist() == clean["tp"].tolist()
+    assert list(found["sigma"]) == [0, 0.2, 0, 0.2]
+    still = robustness.under_gaussian_noise(folder, names, images, 0.0, seed=3)
+    assert (still["auroc"].to_numpy() == found.loc[found["sigma"] == 0, "auroc"].repeat(2).to_numpy()).all()
     shown = images.side("test")
     generator = torch.Generator().manual_seed(3)
     noisy = training.add_gaussian_noise(0.2)(None, shown.tensors()[0], None, generator)
