@@ -1,8 +1,8 @@
 """Turn epsilon and watch the diagnosis change: one image, one or all models, one attack, a slider.
 
-What is shown are the rows of `evaluation.prediction_rows` for the images of `robustness.perturb`: the same numbers as in the
-table of predictions. They are made ahead in a background thread, nearest to the slider first; the slider only picks one. Pictures
-go into an `Image` widget and words and curves into HTML: a headless run with Output widgets can hang, and figures would flicker.
+What is shown are `answers.Answers`, made ahead in a background thread, nearest to the slider first; the slider only picks one.
+Pictures go into an `Image` widget and words and curves into HTML: a headless run with Output widgets can hang, and figures would
+flicker.
 """
 
 import io
@@ -13,103 +13,18 @@ from pathlib import Path
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from lib import data, evaluation, figures, models, pictures, profiles, robustness, runs, saliency, training
+from lib import data, evaluation, figures, models, pictures, profiles, robustness, runs, saliency
+from lib.answers import SEEDED, SHOWN, Answers, axis_of
 
-# "gaussian_noise" is what Li & Liu add to training images: no attack bounded by epsilon, so its slider turns sigma.
-SHOWN = {name: figures.ATTACK_NAMES[name] for name in ("fgsm", "pgd", "random_noise")} | {
-    "gaussian_noise": "Gaussian noise"
-}
-SEEDED = ("pgd", "random_noise", "gaussian_noise")
 CHUNK = 4  # stops answered at a time, so that the one that is waited for comes soon
 PAGE = 8  # thumbnails
 OWN = "own"  # the case of images that are not of the study
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 AMPLIFICATIONS = (1, 4, 8, 16, 32, 64)
-
-
-class Answers:
-    """What one model says of one image under one attack, at every stop that was asked for so far.
-
-    network: the model; name: its name; side: `data.Side`; position: of the image there; attack: one of `SHOWN`. `rows`, `images`
-    and `maps` hold, by stop of `axis`, the row of predictions, the image, and where the model looks.
-    """
-
-    def __init__(self, network, name, side, position, attack, seed=0, pgd_steps=10):
-        self.network, self.name, self.attack, self.seed, self.steps = network, name, attack, seed, pgd_steps
-        self.axis = axis_of(attack)
-        self.table = side.table.iloc[[position]]
-        self.clean = data.center_crop(side.pixels[[position]])
-        self.label = torch.from_numpy(side.labels[[position]])
-        self.images, self.rows, self.maps = {}, {}, {}
-
-    def has(self, k, method=None):
-        """Whether stop k is answered; method: a name of `saliency.METHODS` that is asked for too."""
-        return k in self.rows and (method is None or (method, k) in self.maps)
-
-    def missing(self, near=0, method=None):
-        """The stops without an answer, the nearest to stop `near` first; the clean image before all."""
-        left = [k for k in range(len(self.axis.stops)) if not self.has(k, method)]
-        return sorted(left, key=lambda k: (k > 0, abs(k - near)))
-
-    def answer(self, stops, method=None):
-        """Make the images of these stops and show them to the model. One backward pass serves all stops of FGSM."""
-        self._make([k for k in stops if k not in self.images])
-        new = [k for k in stops if k not in self.rows]
-        if new:
-            margins = evaluation.predict(self.network, torch.cat([self.images[k] for k in new]))
-            for k, margin in zip(new, margins, strict=True):
-                bounded = self.attack != "gaussian_noise"
-                rows = evaluation.prediction_rows(
-                    self.table,
-                    model=self.name,
-                    attack=self.attack,
-                    epsilon=self.axis.stops[k] if bounded else 1.0,
-                    margins=[margin],
-                    seed=self.seed,
-                    clean=self.clean,
-                    perturbed=self.images[k],
-                )
-                self.rows[k] = rows.iloc[0].to_dict()
-        for k in stops if method else ():
-            if (method, k) not in self.maps:
-                found = saliency.METHODS[method](self.network, self.images[k])
-                self.maps[method, k] = found[0].numpy()
-
-    def _make(self, stops):
-        if stops and self.attack != "pgd":
-            stops = range(len(self.axis.stops))
-        values = [self.axis.stops[k] for k in stops]
-        if self.attack == "gaussian_noise":
-            made = [
-                training.add_gaussian_noise(sigma)(
-                    None, self.clean, None, torch.Generator().manual_seed(self.seed)
-                )
-                for sigma in values
-            ]
-        else:
-            made = robustness.perturb(
-                self.network, self.clean, self.label, self.attack, values, self.steps, self.seed
-            )
-        self.images |= dict(zip(stops, made, strict=True))
-
-    def turns_at(self):
-        """The smallest stop that changes the clean decision; None where there is none, or one below is not answered yet."""
-        for k in range(len(self.axis.stops)):
-            if k not in self.rows:
-                return None
-            if (self.rows[k]["margin"] > 0) != (self.rows[0]["margin"] > 0):
-                return k
-        return None
-
-
-def axis_of(attack):
-    """What the slider turns: sigma for Gaussian noise, epsilon for all others."""
-    return pictures.SIGMA if attack == "gaussian_noise" else pictures.EPSILON
 
 
 def still_figure(networks, side, position, attack="fgsm", k=16):
@@ -300,7 +215,9 @@ class Explorer:
         self.pictures = widgets.Image(
             format="png", layout=widgets.Layout(max_width="100%", object_fit="contain")
         )
-        self.looks, self.caption, self.words, self.curve, self.message = (widgets.HTML() for _ in range(5))
+        self.looks, self.count, self.caption, self.words, self.curve, self.message = (
+            widgets.HTML() for _ in range(6)
+        )
 
         def row(*children):
             return widgets.Box(
@@ -310,7 +227,7 @@ class Explorer:
         self.view = widgets.VBox(
             [
                 row(self.filter, self.case, self.image, self.before, self.after, self.upload),
-                row(*self.thumbnails, self.looks),
+                row(*self.thumbnails, self.count, self.looks),
                 row(self.model, self.attack, self.seed, self.amplify, self.saliency, self.compare),
                 row(self.epsilon, self.typed),
                 self.message,
@@ -343,9 +260,7 @@ class Explorer:
         with self.lock, self.epsilon.hold_sync(), self.epsilon.hold_trait_notifications():
             self.epsilon.max, self.epsilon.step = axis.stops[-1] * axis.unit, axis.stops[1] * axis.unit
             self.epsilon.value = k * self.epsilon.step
-            self.epsilon.description, self.typed.description = (
-                ("epsilon", "in 255ths") if axis.unit == 255 else ("sigma", "of the range 0 to 1")
-            )
+            self.epsilon.description, self.typed.description = axis.turned, axis.typed
 
     def _offered(self, kind, case):
         """The images that the filters leave, as (name, position)."""
@@ -499,29 +414,19 @@ class Explorer:
     def _show_thumbnails(self):
         """The page of images around the chosen one, as the backgrounds of buttons; the chosen one is framed."""
         positions, at = self._positions()
-        first = at // PAGE * PAGE
-        page = positions[first : first + PAGE]
-        if self.page != (page, at):
-            self.page = page, at
-            size = f"{pictures.THUMBNAIL}px"
-            rules = []
+        page = positions[at // PAGE * PAGE :][:PAGE]
+        if self.page != page:
+            self.page, rules = page, [pictures.FRAME]
             for place, button in enumerate(self.thumbnails):
                 button.layout.display = None if place < len(page) else "none"
-                if place < len(page):
-                    row = self.side.table.iloc[page[place]]
-                    button.tooltip = f"{row['label']}: {row['image']}"
-                    square = _pixels(data.center_crop(self.side.pixels[[page[place]]]))
-                    address = pictures.thumbnail((square * 255).round().astype(np.uint8))
-                    frame = (
-                        "3px solid var(--jp-brand-color1, #1976d2)"
-                        if page[place] == positions[at]
-                        else "none"
-                    )
-                    rules.append(
-                        f".{self._class_of(place)} {{ width: {size}; height: {size}; outline: {frame}; "
-                        f"background: url({address}) center / cover !important; }}"
-                    )
-            self.looks.value = f"<style>{' '.join(rules)}</style>{at + 1} of {len(positions)}"
+            for place, position in enumerate(page):
+                row, pixels = self.side.table.iloc[position], self.side.pixels[[position]]
+                self.thumbnails[place].tooltip = f"{row['label']}: {row['image']}"
+                rules.append(pictures.thumbnail(_pixels(data.center_crop(pixels)), self._class_of(place)))
+            self.looks.value = f"<style>{' '.join(rules)}</style>"
+        for place, button in enumerate(self.thumbnails):
+            (button.add_class if place == at % PAGE else button.remove_class)(pictures.FRAMED)
+        self.count.value = f"{at + 1} of {len(positions)}"
 
     def _show(self):
         with self.lock:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Callable
 from html import escape
 from typing import NamedTuple
 
@@ -13,49 +14,73 @@ from lib.evaluation import format_epsilon
 
 HEIGHT, GAP = 224, 8  # of a picture on the screen, and between two, in pixels
 THUMBNAIL = 56
+FRAMED = "explorer-chosen"
+FRAME = f".{FRAMED} {{ outline: 3px solid var(--jp-brand-color1, #1976d2); }}"
 
 
 class Axis(NamedTuple):
-    """The stops of the slider. stops: as the attack takes them; unit: 1 in the text box is 1 / unit of an attack's."""
+    """The stops of the slider. stops: as the attack takes them; unit: 1 in the text box is 1 / unit of an attack's.
+
+    turned, typed, label: the words at slider, text box and curve; ticks: of the curve, in units; words: a stop's, a format.
+    """
 
     stops: tuple
     unit: float
+    turned: str
+    typed: str
     label: str
     ticks: tuple
+    words: Callable
 
     def name(self, k):
         """Stop k in words."""
-        return format_epsilon(self.stops[k]) if self.unit == 255 else f"sigma {self.stops[k]:.2f}"
+        return self.words(self.stops[k])
 
     def nearest(self, value):
         """The stop nearest to a value."""
         return int(np.abs(np.array(self.stops) - value).argmin())
 
 
-EPSILON = Axis(tuple(k / 2 / 255 for k in range(33)), 255, "epsilon (gray levels of 255)", (0, 4, 8, 12, 16))
+EPSILON = Axis(
+    tuple(k / 2 / 255 for k in range(33)),
+    255,
+    "epsilon",
+    "in 255ths",
+    "epsilon (gray levels of 255)",
+    (0, 4, 8, 12, 16),
+    format_epsilon,
+)
 SIGMA = Axis(
-    tuple(k / 100 for k in range(33)), 1, "sigma of the noise (of the range 0 to 1)", (0, 0.1, 0.2, 0.3)
+    tuple(k / 100 for k in range(33)),
+    1,
+    "sigma",
+    "of the range 0 to 1",
+    "sigma of the noise (of the range 0 to 1)",
+    (0, 0.1, 0.2, 0.3),
+    "sigma {:.2f}".format,
 )
 
 
-def picture(rows, height=HEIGHT):
-    """Rows of panels as the bytes of a PNG, enlarged by a whole factor to at least `height`, the gaps transparent.
+def in_8_bits(values):
+    """float in [0, 1] as uint8."""
+    return (values * 255).round().astype(np.uint8)
 
-    rows: lists of arrays (H, W, 3), uint8 or float in [0, 1], or None for an empty place.
+
+def picture(rows):
+    """Rows of panels as the bytes of a PNG, enlarged by a whole factor to at least `HEIGHT`, the gaps transparent.
+
+    rows: lists of float arrays (H, W, 3) in [0, 1], or None for an empty place.
     """
     count, size = max(map(len, rows)), rows[0][0].shape[0]
-    factor = -(-height // size)
+    factor = -(-HEIGHT // size)
     side = factor * size
     canvas = np.zeros((len(rows) * (side + GAP) - GAP, count * (side + GAP) - GAP, 4), np.uint8)
     for top, panels in enumerate(rows):
         for left, panel in enumerate(panels):
             if panel is None:
                 continue
-            panel = np.asarray(panel)
-            if panel.dtype != np.uint8:
-                panel = (panel * 255).round().astype(np.uint8)
             place = canvas[top * (side + GAP) :, left * (side + GAP) :][:side, :side]
-            place[..., :3], place[..., 3] = panel.repeat(factor, 0).repeat(factor, 1), 255
+            place[..., :3], place[..., 3] = in_8_bits(panel).repeat(factor, 0).repeat(factor, 1), 255
     drawn = io.BytesIO()
     Image.fromarray(canvas).save(drawn, "png", compress_level=1)
     return drawn.getvalue()
@@ -67,19 +92,21 @@ def heat(values, under=None):
     return colors if under is None else 0.4 * under.mean(2, keepdims=True) + 0.6 * colors
 
 
-def thumbnail(pixels):
-    """uint8 (H, W, 3) as the address of a small JPEG, for CSS."""
-    drawn = io.BytesIO()
-    Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS).save(drawn, "jpeg")
-    return f"data:image/jpeg;base64,{base64.b64encode(drawn.getvalue()).decode()}"
+def thumbnail(pixels, of):
+    """The CSS rule that paints an image, float (H, W, 3) in [0, 1], as a small square on what is of class `of`."""
+    drawn, size = io.BytesIO(), f"{THUMBNAIL}px"
+    small = Image.fromarray(in_8_bits(pixels)).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    small.save(drawn, "jpeg")
+    address = f"data:image/jpeg;base64,{base64.b64encode(drawn.getvalue()).decode()}"
+    return f".{of} {{ width: {size}; height: {size}; background: url({address}) center / cover !important; }}"
 
 
-def curve_svg(curves, axis, k, mark=None, width=460, height=200):
+def curve_svg(curves, axis, k, mark=None):
     """P(malignant) over the stops of an `Axis` as SVG text; a point at stop k, a dashed line at `mark`.
 
     curves: {name: (color, {stop: probability})}; what is not answered yet is left out. mark: (value, words), or None.
     """
-    left, bottom, top = 44, 34, 18
+    width, height, left, bottom, top = 460, 200, 44, 34, 18
     inside = width - left - 10, height - bottom - top
 
     def at(value, p):

@@ -9,7 +9,8 @@ import pytest
 from browser import CHROMIUM, HANDLE, demo, drag, opened
 from PIL import Image
 
-from lib import data, explorer, models, profiles, study
+from lib import data, models, profiles, study
+from lib.answers import Answers
 
 pytestmark = pytest.mark.skipif(
     not CHROMIUM, reason="no Chromium (Debian: apt-get install chromium), so no page was opened"
@@ -76,7 +77,7 @@ def test_the_slider_turns_the_picture_and_the_words(page, smoke):
     side = data.open_images(folder / "split.csv", 32, [100], "case").side("test")
     position = side.table.index[side.table["image"] == name_of_image(page)][0]
     network = models.load(folder / "models" / "baseline.safetensors")
-    answers = explorer.Answers(network, "baseline", side, position, "fgsm")
+    answers = Answers(network, "baseline", side, position, "fgsm")
     answers.answer([0, 32])
     row = answers.rows[32]
     assert f"{row['p_malignant']:.2f}" in said and f"{row['ssim']:.3f}" in said
@@ -114,12 +115,13 @@ def test_the_next_image_comes_with_a_button(page):
 
 
 def test_a_thumbnail_is_chosen_with_a_click(page):
+    before = shown(page)
     third = page.locator("[class*='explorer-'][class*='-2']").first
+    name = third.get_attribute("title").split(": ")[1]
+    assert name != name_of_image(page)
     third.click()
-    page.wait_for_function(
-        "name => [...document.querySelectorAll('.jp-OutputArea b')].some(each => name.includes(each.innerText))",
-        arg=third.get_attribute("title"),
-    )
+    page.get_by_text(f"{name}, case").wait_for()
+    assert name_of_image(page) == name and not np.array_equal(shown(page), before)
 
 
 def test_sigma_is_turned_where_noise_is_chosen(page):

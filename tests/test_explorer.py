@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from lib import data, evaluation, explorer, models, pictures, profiles, robustness, runs, saliency, training
+from lib.answers import SHOWN, Answers
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -41,11 +42,11 @@ def alone(networks, side):
 )
 def test_the_still_figure_has_the_explorers_curves(networks, side, attack, at, on):
     left, right = explorer.still_figure(networks, side, 3, attack).axes
-    assert left.get_title() == f"{explorer.SHOWN[attack]} at {at}{on}"
+    assert left.get_title() == f"{SHOWN[attack]} at {at}{on}"
     for line, point, (name, network) in zip(
         right.lines[:4:2], right.lines[1:4:2], networks.items(), strict=True
     ):
-        answers = explorer.Answers(network, name, side, 3, attack)
+        answers = Answers(network, name, side, 3, attack)
         answers.answer([16])
         said = models.p_malignant(network, answers.images[16])[0]
         where = answers.axis.stops[16] * answers.axis.unit
@@ -58,7 +59,7 @@ def test_the_still_figure_has_the_explorers_curves(networks, side, attack, at, o
 @pytest.mark.parametrize("attack", ["fgsm", "pgd", "random_noise"])
 def test_what_is_shown_is_what_the_table_says(networks, side, attack):
     """One image alone and in a batch may differ in the last bits; the decision and the image may not."""
-    answers = explorer.Answers(networks["baseline"], "baseline", side, 3, attack, pgd_steps=3, seed=5)
+    answers = Answers(networks["baseline"], "baseline", side, 3, attack, pgd_steps=3, seed=5)
     stops = [0, 8, 32]
     answers.answer(stops)
     chosen = [pictures.EPSILON.stops[k] for k in stops]
@@ -74,7 +75,7 @@ def test_what_is_shown_is_what_the_table_says(networks, side, attack):
 
 
 def test_noise_is_what_the_defense_is_trained_on(networks, side):
-    answers = explorer.Answers(networks["baseline"], "baseline", side, 2, "gaussian_noise", seed=7)
+    answers = Answers(networks["baseline"], "baseline", side, 2, "gaussian_noise", seed=7)
     answers.answer([0, 10])
     noise = training.add_gaussian_noise(0.1)
     images, _ = side.tensors()
@@ -87,7 +88,7 @@ def test_noise_is_what_the_defense_is_trained_on(networks, side):
 
 @pytest.mark.parametrize("method", saliency.METHODS)
 def test_the_map_is_that_of_the_image_shown(networks, side, method):
-    answers = explorer.Answers(networks["baseline"], "baseline", side, 0, "fgsm")
+    answers = Answers(networks["baseline"], "baseline", side, 0, "fgsm")
     answers.answer([0, 4])
     assert answers.has(4) and not answers.has(4, method) and 4 in answers.missing(method=method)
     answers.answer([0, 4], method)
@@ -98,14 +99,14 @@ def test_the_map_is_that_of_the_image_shown(networks, side, method):
 
 
 def test_the_smallest_epsilon_is_the_first_stop_with_another_decision(networks, side):
-    answers = explorer.Answers(networks["baseline"], "baseline", side, 0, "fgsm")
+    answers = Answers(networks["baseline"], "baseline", side, 0, "fgsm")
     answers.rows = {k: {"margin": 1.0 if k < 5 else -1.0} for k in (0, 1, 2, 4, 5, 9)}
     assert answers.turns_at() is None, "it may turn at 3"
     answers.rows[3] = {"margin": 1.0}
     assert answers.turns_at() == 5
     answers.rows = {k: {"margin": 1.0} for k in range(33)}
     assert answers.turns_at() is None
-    fresh = explorer.Answers(networks["baseline"], "baseline", side, 0, "fgsm")
+    fresh = Answers(networks["baseline"], "baseline", side, 0, "fgsm")
     assert fresh.missing(near=10)[:3] == [0, 10, 9]
 
 
@@ -181,16 +182,22 @@ def test_where_the_model_looks_stands_below(alone, method):
 
 
 def test_a_thumbnail_picks_its_image(alone, side):
-    assert "1 of" in alone.looks.value and alone.looks.value.count("data:image/jpeg") == explorer.PAGE
+    def framed():
+        return [place for place, each in enumerate(alone.thumbnails) if pictures.FRAMED in each._dom_classes]
+
+    assert "1 of" in alone.count.value and framed() == [0]
+    page = alone.looks.value
+    assert page.count("data:image/jpeg") == explorer.PAGE
     alone.thumbnails[3].click()
-    assert alone.image.value == 3 and "4 of" in alone.looks.value
+    assert alone.image.value == 3 and "4 of" in alone.count.value and framed() == [3]
+    assert alone.looks.value is page, "the pictures of a page are painted once"
     assert alone.thumbnails[3].tooltip.endswith(side.table["image"].iloc[3])
     alone.image.value = len(side) - 1
     rest = len(side) % explorer.PAGE or explorer.PAGE
     assert alone.looks.value.count("data:image/jpeg") == rest
     assert [button.layout.display for button in alone.thumbnails].count("none") == explorer.PAGE - rest
     alone.thumbnails[0].click()
-    assert alone.image.value == len(side) - rest
+    assert alone.image.value == len(side) - rest and framed() == [0]
 
 
 def test_images_are_filtered_and_browsed(shown, side, networks):

@@ -62,13 +62,8 @@ def test_nothing_is_depended_on_that_nothing_uses():
             if isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.split(".")[0])
     modules = {"pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage", "scikit-learn": "sklearn"}
-    commands = {
-        "jupyterlab",
-        "nbval",
-        "ruff",
-        "ipykernel",
-        "voila",
-    }  # run by the Makefile, the tests and papermill
+    # run by the Makefile, the tests and papermill
+    commands = {"jupyterlab", "nbval", "ruff", "ipykernel", "voila"}
     assert {name for name in dependencies() if modules.get(name, name) not in imported} <= commands
 
 
