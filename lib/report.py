@@ -395,7 +395,7 @@ table { display: block; overflow-x: auto; width: max-content; max-width: 100%; b
   font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .55rem; border: 0 solid var(--line); border-bottom-width: 1px; text-align: right; vertical-align: top }
 th { font-weight: 600 }
-th:first-child, td:first-child, .facts td { text-align: left } .facts th { white-space: nowrap } .facts td { white-space: normal; overflow-wrap: anywhere }
+th:first-child, td:first-child, .facts td { text-align: left } td:first-child { white-space: nowrap } .facts th { white-space: nowrap } .facts td { white-space: normal; overflow-wrap: anywhere }
 details { margin: .6rem 0; color: var(--soft) } summary { cursor: pointer }
 .note { color: var(--soft); font-style: italic }
 .next { margin-top: 2.5rem; padding-top: 1rem; border-top: 1px solid var(--line) }
