@@ -40,7 +40,8 @@ METRICS = [
     *(*EVALUATION, "subset", "n", "n_cases"),
     *(name + end for name in RATES for end in ("", "_low", "_high")),
     *("accuracy_8bit", "accuracy_8bit_low", "accuracy_8bit_high"),
-    *("patient_score", "auroc", "tp", "fp", "tn", "fn"),
+    *(name + end for name in ("patient_score", "auroc") for end in ("", "_low", "_high")),
+    *("tp", "fp", "tn", "fn"),
 ]
 COMPARISONS = [
     *("model_a", "model_b", "attack", "epsilon", "split_by", "difference", "low", "high", "p_value", "test"),
@@ -301,11 +302,23 @@ def _measure(rows, resamples, seed):
     if rounded.notna().all():
         low, high = bootstrap_interval(rounded, rows["case"], malignant, resamples=resamples, seed=seed)
         measured |= {"accuracy_8bit": rounded.mean(), "accuracy_8bit_low": low, "accuracy_8bit_high": high}
+    # Each case counts once, however many images it has.
+    share = 1 / rows.groupby("case")["image"].transform("size")
+    measured["patient_score"] = (share * right).sum() / share.sum()
+    measured["patient_score_low"], measured["patient_score_high"] = bootstrap_interval(
+        np.column_stack([share * right, share]),
+        rows["case"],
+        malignant,
+        lambda sums, _: sums[:, 0] / sums[:, 1],
+        resamples=resamples,
+        seed=seed,
+    )
+    if positives and negatives:
+        measured["auroc"] = _auroc(rows["margin"], malignant)
+        measured["auroc_low"], measured["auroc_high"] = _auroc_interval(rows, malignant, resamples, seed)
     return measured | {
         "n": len(rows),
         "n_cases": rows["case"].nunique(),
-        "patient_score": rows.groupby("case")["right"].mean().mean(),
-        "auroc": _auroc(rows["margin"], malignant) if positives and negatives else np.nan,
         "tp": tp if positives else None,
         "fp": fp if negatives else None,
         "tn": tn if negatives else None,
@@ -329,6 +342,25 @@ def _auroc(margin, malignant):
     ranks = margin.rank().to_numpy()
     positives, negatives = malignant.sum(), (~malignant).sum()
     return (ranks[malignant].sum() - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def _auroc_interval(rows, malignant, resamples, seed):
+    """`bootstrap_interval` of the area: the pairs in the right order, counted for each malignant image and benign case."""
+    margin = rows["margin"].to_numpy()
+    higher, lower = margin[malignant][:, None], margin[~malignant]
+    in_case = pd.get_dummies(rows["case"][~malignant]).to_numpy(float)
+    names = in_case.shape[1]
+    # Summed over images: pairs with each benign case, how often that case is drawn, malignant images, benign images.
+    values = np.zeros((len(rows), 2 * names + 2))
+    values[malignant, :names] = ((higher > lower) + 0.5 * (higher == lower)) @ in_case
+    values[~malignant, names:-2] = in_case / in_case.sum(0)
+    values[:, -2], values[:, -1] = malignant, ~malignant
+
+    def area(sums, _):
+        pairs, drawn, positives, negatives = np.split(sums, [names, 2 * names, 2 * names + 1], axis=1)
+        return ((pairs * drawn).sum(1, keepdims=True) / (positives * negatives))[:, 0]
+
+    return bootstrap_interval(values, rows["case"], malignant, area, resamples=resamples, seed=seed)
 
 
 def mean_of_sums(sums, n):
@@ -556,7 +588,7 @@ def share(count, n):
 
 
 def interval(row, rate="accuracy"):
-    """The 95 % interval of one of a row's `RATES` in brackets, nothing where there is none."""
+    """The 95 % interval of one of a row's fractions in brackets, nothing where there is none."""
     return _between(row[f"{rate}_low"], row[f"{rate}_high"])
 
 

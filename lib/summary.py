@@ -183,12 +183,18 @@ def _against_pgd(rows):
 
 
 def _by_class(rows):
-    lines = _header("model", "balanced accuracy", "sensitivity", "specificity")
+    rates = ("balanced_accuracy", "sensitivity", "specificity", "auroc", "patient_score")
+    lines = _header("model", *(name.replace("_", " ").replace("auroc", "AUROC") for name in rates))
     for model in _models(rows):
-        clean = rows[model, "none", 0.0]
-        cells = [_value(clean, rate) for rate in ("balanced_accuracy", "sensitivity", "specificity")]
+        cells = [_value(rows[model, "none", 0.0], rate) for rate in rates]
         lines.append(f"| {' | '.join([figures.model_name(model), *cells])} |")
-    return lines
+    return [
+        *lines,
+        "",
+        "AUROC, the area under the ROC curve, does not ask where the decision lies: a model with a high one and a low specificity ranks "
+        "the images well and leans to malignant. The patient score is the mean over cases of the share of images that is right in each "
+        "(Spanhol et al. 2016).",
+    ]
 
 
 def _leakage(results, other):

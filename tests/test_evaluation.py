@@ -240,6 +240,29 @@ def test_the_patient_score_is_the_mean_over_cases():
     assert row["patient_score"] == pytest.approx((2 / 3 + 0 + 1) / 3)
 
 
+@pytest.mark.parametrize("answers", ["many", "few"])
+def test_intervals_of_area_and_patient_score_are_those_of_resampled_tables(answers):
+    """Oracle: whole cases drawn image by image, measured by scikit-learn; "few": with ties among the margins."""
+    table, margins = random_table(7)
+    margins = margins if answers == "many" else margins.round()
+    made = rows(table, margins)
+    row = one(evaluation.metrics(made, resamples=200, seed=4), subset="all")
+    areas, scores = [], []
+    malignant = table["label"] == "malignant"
+    names = [sorted(table.loc[malignant == kind, "case"].unique()) for kind in (False, True)]
+    counts = [evaluation._case_counts(len(each), 200, 4, kind).astype(int) for kind, each in enumerate(names)]
+    for drawn in zip(*counts, strict=True):
+        times = {case: n for kind in (0, 1) for case, n in zip(names[kind], drawn[kind], strict=True)}
+        weight = table["case"].map(times)
+        areas.append(oracle.roc_auc_score(malignant, margins, sample_weight=weight))
+        by_case = ((margins > 0) == malignant).groupby(table["case"]).mean()
+        scores.append(np.average(by_case, weights=by_case.index.map(times)))
+    for name, values in (("auroc", areas), ("patient_score", scores)):
+        found = [row[f"{name}_low"], row[f"{name}_high"]]
+        assert found == pytest.approx(list(np.quantile(values, [0.025, 0.975])), abs=1e-9)
+        assert found[0] < row[name] < found[1]
+
+
 def test_what_does_not_exist_is_null():
     found = evaluation.metrics(rows(split_table(["malignant"] * 6), [1, 1, 1, -1, -1, 1.0]))
     for subset in ("all", "malignant"):
