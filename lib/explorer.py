@@ -37,7 +37,7 @@ def still_figure(networks, side, position, attack="fgsm", k=16):
     for answers in shown:
         answers.answer(range(len(answers.axis.stops)))
     first, axis = shown[0], axis_of(attack)
-    figure = Figure(figsize=(figures.WIDTH, 3.6), layout="constrained")
+    figure = Figure(figsize=(figures.WIDTH, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
     left.imshow(_pixels(first.images[k]))
     left.set_axis_off()
@@ -54,7 +54,7 @@ def still_figure(networks, side, position, attack="fgsm", k=16):
     right.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
     right.set(xlabel=axis.label, ylabel="P(malignant)", ylim=(-0.03, 1.03))
     right.set_title(f"P(malignant), answers at {axis.name(k)}", fontsize=10)
-    right.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     right.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -649,12 +649,12 @@ def confusion_matrices(rows):
     models = _in_order(rows["model"], MODEL_COLORS)
     rows = rows.sort_values("model", key=lambda names: names.map(models.index), kind="stable")
     rows = rows.sort_values("epsilon", kind="stable")
-    columns = min(max(len(rows), 3), 4)
+    columns = min(max(len(models), 3), 5)
     lines = -(-len(rows) // columns)
     figure, grid = _panels(
         lines,
         columns,
-        lines * (0.82 * WIDTH / columns + 0.8) + 0.5,
+        lines * (0.82 * WIDTH / columns + 1.1) + 0.5,
         "What the models answer: counts, and shares of the true class",
     )
     for axes in grid.flat[len(rows) :]:
