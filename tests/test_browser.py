@@ -150,7 +150,8 @@ def test_voila_shows_the_welcome_page_with_all_models_and_no_code(smoke, tmp_pat
     with demo(notebook, smoke[0]) as page:
         drag(page, 1.0)
         wait_for_epsilon(page, "16/255")
-        page.locator("div[role=status] tr").nth(4).wait_for()
+        rows = page.locator("div[role=status] tr")  # the head, the baseline, the defenses as they answer
+        rows.nth(1 + len(profiles.DEFENSES)).wait_for()
         said = words(page)
         assert all(name in said for name in ("baseline", "Gaussian noise", "adversarial training"))
         page.get_by_label("saliency").select_option("Grad-CAM")
