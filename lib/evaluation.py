@@ -303,10 +303,10 @@ def _measure(rows, resamples, seed):
         low, high = bootstrap_interval(rounded, rows["case"], malignant, resamples=resamples, seed=seed)
         measured |= {"accuracy_8bit": rounded.mean(), "accuracy_8bit_low": low, "accuracy_8bit_high": high}
     # Each case counts once, however many images it has.
-    share = 1 / rows.groupby("case")["image"].transform("size")
-    measured["patient_score"] = (share * right).sum() / share.sum()
+    weight = 1 / rows.groupby("case")["image"].transform("size")
+    measured["patient_score"] = (weight * right).sum() / weight.sum()
     measured["patient_score_low"], measured["patient_score_high"] = bootstrap_interval(
-        np.column_stack([share * right, share]),
+        np.column_stack([weight * right, weight]),
         rows["case"],
         malignant,
         lambda sums, _: sums[:, 0] / sums[:, 1],
@@ -314,8 +314,8 @@ def _measure(rows, resamples, seed):
         seed=seed,
     )
     if positives and negatives:
-        measured["auroc"] = _auroc(rows["margin"], malignant)
-        measured["auroc_low"], measured["auroc_high"] = _auroc_interval(rows, malignant, resamples, seed)
+        found = _auroc(rows, malignant, resamples, seed)
+        measured |= dict(zip(("auroc", "auroc_low", "auroc_high"), found, strict=True))
     return measured | {
         "n": len(rows),
         "n_cases": rows["case"].nunique(),
@@ -336,16 +336,12 @@ def _rates(sums, n=None):
     return np.stack([accuracy, (sensitivity + specificity) / 2, sensitivity, specificity, precision], -1)
 
 
-def _auroc(margin, malignant):
-    """Share of (malignant, benign) pairs in the right order, ties half: the Mann-Whitney form of the area."""
+def _auroc(rows, malignant, resamples, seed):
+    """The share of (malignant, benign) pairs in the right order, ties half (Mann-Whitney), and its `bootstrap_interval`.
+
+    Pairs are counted for each malignant image and benign case.
+    """
     # The margin and not the probability, which is rounded to 0 or 1 where the model is sure.
-    ranks = margin.rank().to_numpy()
-    positives, negatives = malignant.sum(), (~malignant).sum()
-    return (ranks[malignant].sum() - positives * (positives + 1) / 2) / (positives * negatives)
-
-
-def _auroc_interval(rows, malignant, resamples, seed):
-    """`bootstrap_interval` of the area: the pairs in the right order, counted for each malignant image and benign case."""
     margin = rows["margin"].to_numpy()
     higher, lower = margin[malignant][:, None], margin[~malignant]
     in_case = pd.get_dummies(rows["case"][~malignant]).to_numpy(float)
@@ -360,7 +356,8 @@ def _auroc_interval(rows, malignant, resamples, seed):
         pairs, drawn, positives, negatives = np.split(sums, [names, 2 * names, 2 * names + 1], axis=1)
         return ((pairs * drawn).sum(1, keepdims=True) / (positives * negatives))[:, 0]
 
-    return bootstrap_interval(values, rows["case"], malignant, area, resamples=resamples, seed=seed)
+    low, high = bootstrap_interval(values, rows["case"], malignant, area, resamples=resamples, seed=seed)
+    return area(values.sum(0, keepdims=True), None)[0], low, high
 
 
 def mean_of_sums(sums, n):

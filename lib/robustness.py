@@ -235,13 +235,12 @@ def under_gaussian_noise(folder, names, images, sigma, seed=0):
     folder: the run's; names: of models; images: `data.Images`, folds pooled; sigma: of the noise, of the range [0, 1]. The rows
     are those of all images, with `sigma` in place of epsilon, 0 without noise.
     """
-    rows = []
-    for name in names:
-        rows.append(evaluate(folder, name, images, ["none"], seed=seed))
-        for fold in images.folds:
-            shown = images.side("test", fold)
-            generator = torch.Generator().manual_seed(seed)
-            noisy = training.add_gaussian_noise(sigma)(None, shown.tensors()[0], None, generator)
+    rows = [evaluate(folder, name, images, ["none"], seed=seed) for name in names]
+    for fold in images.folds:
+        shown = images.side("test", fold)
+        generator = torch.Generator().manual_seed(seed)
+        noisy = training.add_gaussian_noise(sigma)(None, shown.tensors()[0], None, generator)
+        for name in names:
             margins = evaluation.predict(_load(checkpoint(folder, name, fold)), noisy)
             kind = {"attack": "gaussian_noise", "epsilon": sigma, "seed": seed}
             rows.append(evaluation.prediction_rows(shown.table, model=name, margins=margins, **kind))
