@@ -564,14 +564,17 @@ def readable(rows, columns):
         )
 
     side = {name: "right" if pd.api.types.is_numeric_dtype(rows[name]) else "left" for name in columns}
-    lines = [
-        "".join(f'<th style="text-align: {side[name]}">{name.replace("_", " ")}</th>' for name in columns)
-    ]
+    lines = ["".join(f'<th style="text-align: {side[name]}">{heading(name)}</th>' for name in columns)]
     lines += [
         "".join(f'<td style="text-align: {side[name]}">{text(row, name)}</td>' for name in columns)
         for row in rows.to_dict("records")
     ]
     return HTML("<table>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table>")
+
+
+def heading(name):
+    """A column's name for a reader: "balanced accuracy", "AUROC"."""
+    return "AUROC" if name == "auroc" else name.replace("_", " ")
 
 
 def number(value):

@@ -13,6 +13,7 @@ from pathlib import Path
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
@@ -109,6 +110,14 @@ def of_run(run, **options):
     ]
     networks = {name: models.load(robustness.checkpoint(folder, name)) for name in names}
     return Explorer(networks, images.side("test"), **options)
+
+
+def view_of(*names):
+    """What a notebook shows of the first of these runs whose baseline is trained: the explorer, or words that say what to run."""
+    for name in names:
+        if robustness.checkpoint(runs.folder(name), "baseline").exists():
+            return of_run(name).view
+    return Markdown("No model is trained yet: start `make reports`, or run notebooks 1 and 2.")
 
 
 class Explorer:

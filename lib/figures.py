@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
 
-from lib.evaluation import format_epsilon
+from lib.evaluation import format_epsilon, heading
 
 WIDTH = 8.2  # inches; at 110 dots an inch the width of a report's page, about 900 pixels
 PALETTE = sns.color_palette("colorblind")
@@ -733,7 +733,7 @@ def comparison_heatmap(metrics, value="accuracy", subset="all", split_by=None):
     runs = sorted({key[:2] for key in table.index}, key=lambda run: (attacks.index(run[0]), run[1]))
     cells = np.array([[table.get((*run, model), np.nan) for model in models] for run in runs], float)
     seeds = rows["seed"].nunique()
-    name = "AUROC" if value == "auroc" else value.replace("_", " ")
+    name = heading(value)
     what = name[0].upper() + name[1:] + (f", mean of {seeds} seeds" if seeds > 1 else "")
     what += "" if subset == "all" else f", {subset} images"
     figure, grid = _panels(1, 1, 0.27 * len(runs) + 1.6, f"{what}{_how_many(rows)}")

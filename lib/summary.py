@@ -184,7 +184,7 @@ def _against_pgd(rows):
 
 def _by_class(rows):
     rates = ("balanced_accuracy", "sensitivity", "specificity", "auroc", "patient_score")
-    lines = _header("model", *(name.replace("_", " ").replace("auroc", "AUROC") for name in rates))
+    lines = _header("model", *map(evaluation.heading, rates))
     for model in _models(rows):
         cells = [_value(rows[model, "none", 0.0], rate) for rate in rates]
         lines.append(f"| {' | '.join([figures.model_name(model), *cells])} |")

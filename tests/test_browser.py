@@ -156,6 +156,6 @@ def test_voila_shows_the_welcome_page_with_all_models_and_no_code(smoke, tmp_pat
         assert all(name in said for name in ("baseline", "Gaussian noise", "adversarial training"))
         page.get_by_label("saliency").select_option("Grad-CAM")
         page.get_by_text("Below: Grad-CAM").wait_for()
-        assert page.get_by_text("explorer.of_run").count() == 0
+        assert page.get_by_text("explorer.view_of").count() == 0
         # Voilà's page itself asks the network for fonts and formulas.
         assert [said for said in page.said if "Failed to load resource" not in said] == []
