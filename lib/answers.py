@@ -5,10 +5,10 @@ They are the rows of `evaluation.prediction_rows` for the images of `robustness.
 
 import torch
 
-from lib import data, evaluation, figures, pictures, robustness, saliency, training
+from lib import data, evaluation, pictures, robustness, saliency, training, wording
 
 # "gaussian_noise" is what Li & Liu add to training images: no attack bounded by epsilon, so its slider turns sigma.
-SHOWN = {name: figures.ATTACK_NAMES[name] for name in ("fgsm", "pgd", "random_noise")} | {
+SHOWN = {name: wording.ATTACK_NAMES[name] for name in ("fgsm", "pgd", "random_noise")} | {
     "gaussian_noise": "Gaussian noise"
 }
 SEEDED = ("pgd", "random_noise", "gaussian_noise")

@@ -153,6 +153,16 @@ def fgsm_from_random_start(model, images, labels, epsilon, generator=None):
     return project(start + 1.25 * epsilon * gradient.sign(), images, epsilon)
 
 
+def pgd_from_random_start(model, images, labels, epsilon, steps, generator=None):
+    """The training attack of Madry et al. 2018: from a random start every image takes every step, fooled or not."""
+    current = random_start(images, epsilon, generator)
+    with frozen(model):
+        for _ in range(steps):
+            gradient = margin_gradient(model, current, labels)[1]
+            current = project(current + pgd_step_size(epsilon, steps) * gradient.sign(), images, epsilon)
+    return current
+
+
 def autoattack(model, images, labels, name, epsilon, steps, seed=0):
     """One attack of AutoAttack (Croce & Hein 2020): "apgd_ce", "fab" or "square". The others of its standard set need three classes.
 

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from lib.evaluation import TESTED, format_epsilon, tested_rows
+from lib.evaluation import TESTED, tested_rows
+from lib.wording import format_epsilon
 
 # PGD at one epsilon with other numbers of steps, on some test images: a row for each model and setting. steps 0 is the clean image.
 AUDIT = ["model", "epsilon", "steps", "restarts", "step_size", "n", "accuracy", "margin", "zero_gradient"]

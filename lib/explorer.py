@@ -18,7 +18,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from lib import data, evaluation, figures, models, pictures, profiles, robustness, runs, saliency
+from lib import data, evaluation, figures, models, pictures, profiles, robustness, runs, saliency, wording
 from lib.answers import SEEDED, SHOWN, Answers, axis_of
 
 CHUNK = 4  # stops answered at a time, so that the one that is waited for comes soon
@@ -43,13 +43,13 @@ def still_figure(networks, side, position, attack="fgsm", k=16):
     left.imshow(_pixels(first.images[k]))
     left.set_axis_off()
     at = f"{SHOWN[attack]} at {axis.name(k)}"
-    own = "" if attack == "gaussian_noise" else f" on {figures.model_name(first.name)}"
+    own = "" if attack == "gaussian_noise" else f" on {wording.model_name(first.name)}"
     left.set_title(f"{at}{own}", fontsize=10)
     colors = figures.colors_of(list(networks))
     values = [stop * axis.unit for stop in axis.stops]
     for answers in shown:
         p = [answers.rows[stop]["p_malignant"] for stop in range(len(values))]
-        label = f"{figures.model_name(answers.name)}: {_word_of(answers.rows[k])}"
+        label = f"{wording.model_name(answers.name)}: {_word_of(answers.rows[k])}"
         right.plot(values, p, color=colors[answers.name], label=label)
         right.plot(values[k], p[k], "o", color=colors[answers.name], markersize=9)
     right.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
@@ -192,7 +192,7 @@ class Explorer:
         self.thumbnails = [widgets.Button(layout=widgets.Layout(margin="2px")) for _ in range(PAGE)]
         for place, button in enumerate(self.thumbnails):
             button.add_class(self._class_of(place))
-        self.model = dropdown("model", [(figures.model_name(name), name) for name in self.networks])
+        self.model = dropdown("model", [(wording.model_name(name), name) for name in self.networks])
         self.attack = dropdown("attack", [(words, name) for name, words in SHOWN.items()], value=attack)
         self.seed = widgets.BoundedIntText(
             value=seed,
@@ -457,7 +457,7 @@ class Explorer:
                 else f'<div role="status"><i>Computing {self.axis.name(k)} …</i></div>'
             )
             curves = {
-                figures.model_name(answers.name): (
+                wording.model_name(answers.name): (
                     colors[answers.name],
                     {stop: row["p_malignant"] for stop, row in list(answers.rows.items())},
                 )
@@ -488,7 +488,7 @@ class Explorer:
             known = "an image of your own: the attacks lead away from the model's answer"
         changed = "noisy" if self.attack.value == "gaussian_noise" else "adversarial"
         names = ["original", f"perturbation x {self.amplify.value}"]
-        names += [changed] if len(ready) == 1 else [f"for {figures.model_name(a.name)}" for a in ready]
+        names += [changed] if len(ready) == 1 else [f"for {wording.model_name(a.name)}" for a in ready]
         below = f" Below: {method} of each image's answer, each in its own scale." if method else ""
         return f"<b>{escape(str(row['image']))}</b>, {known}. From left to right: {', '.join(names)}.{below}"
 
@@ -501,7 +501,7 @@ class Explorer:
             said = [f"{each['p_malignant']:.2f} {_word_of(each)}" for each in (clean, row)]
             at = "not up to here" if not answers.missing() else "…"
             cells = [
-                f'<span style="color: {colors[answers.name]}">●</span> {figures.model_name(answers.name)}',
+                f'<span style="color: {colors[answers.name]}">●</span> {wording.model_name(answers.name)}',
                 said[0],
                 f"<b>{said[1]}{' – turned' if turned else ''}</b>",
                 f"{row['ssim']:.3f}",

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
 
-from lib.evaluation import format_epsilon, heading
+from lib import wording
 
 WIDTH = 8.2  # inches; at 110 dots an inch the width of a report's page, about 900 pixels
 PALETTE = sns.color_palette("colorblind")
@@ -61,17 +61,6 @@ ATTACK_LINES = {
     "fab": (0, (3, 1, 1, 1)),
     "square": (0, (1, 1)),
     "worst_case": (0, (8, 2)),
-}
-ATTACK_NAMES = {
-    "none": "clean",
-    "random_noise": "random noise",
-    "transfer_fgsm": "transferred FGSM",
-    "fgsm": "FGSM",
-    "pgd": "PGD",
-    "apgd_ce": "APGD-CE",
-    "fab": "FAB",
-    "square": "Square",
-    "worst_case": "worst case",
 }
 RIGHT, WRONG = "✓", "✗"
 CELLS = {"tp": "true positives", "tn": "true negatives", "fp": "false positives", "fn": "false negatives"}
@@ -116,17 +105,6 @@ def show_again(folder, name):
     with Image.open(file) as image:
         about = {"filename": f"figures/{name}.png", "alt": image.info["Description"]}
     return Displayed(data=file.read_bytes(), format="png", metadata=about)
-
-
-def model_name(model):
-    """A model's name for a reader: "adversarial training"."""
-    return str(model).replace("_", " ").replace("fgsm", "FGSM").replace("gaussian", "Gaussian")
-
-
-def attack_name(attack, epsilon=None):
-    """An attack's name for a reader, with its epsilon: "PGD 4/255", or "clean" where there is none."""
-    name = ATTACK_NAMES.get(attack, str(attack).replace("_", " "))
-    return name if epsilon is None or attack == "none" else f"{name} {format_epsilon(epsilon)}"
 
 
 def _styled(draw):
@@ -355,7 +333,7 @@ def learning_curves(histories, title):
         for axes, quantity in zip(grid[0], ("loss", "accuracy"), strict=True):
             axes.plot(history["epoch"], history[f"train_{quantity}"].astype(float), "--", alpha=0.7, **style)
             validation = history[f"validation_{quantity}"].astype(float)
-            axes.plot(history["epoch"], validation, "-", label=model_name(model), **style)
+            axes.plot(history["epoch"], validation, "-", label=wording.model_name(model), **style)
             if history["validation_loss"].notna().any():
                 best = history["validation_loss"].astype(float).idxmin()
                 axes.plot(
@@ -367,7 +345,7 @@ def learning_curves(histories, title):
     )
     for axes in grid[0]:
         axes.xaxis.get_major_locator().set_params(integer=True)
-    handles = [Line2D([], [], color=colors[model], label=model_name(model)) for model in histories]
+    handles = [Line2D([], [], color=colors[model], label=wording.model_name(model)) for model in histories]
     handles += [
         Line2D([], [], color="0.3", label="validation"),
         Line2D([], [], color="0.3", ls="--", label="training"),
@@ -393,7 +371,7 @@ def adversarial_panels(
     change = np.clip(0.5 + (after.astype(float) - before) * amplification, 0, 1)
     columns = len(before)
     cell = WIDTH / max(columns, 3)
-    title = f"Original, perturbation (at most {format_epsilon(epsilon)}) and adversarial image"
+    title = f"Original, perturbation (at most {wording.format_epsilon(epsilon)}) and adversarial image"
     figure, grid = _panels(3, columns, 3 * (cell * before.shape[1] / before.shape[2] + 0.35) + 0.6, title)
     rows = ["original", f"perturbation\n(× {amplification:g}, gray: none)", "adversarial"]
     for k, column in enumerate(grid.T):
@@ -489,16 +467,22 @@ def accuracy_curves(metrics, subset="all", attacks=("fgsm", "pgd"), split_by=Non
                         axes.fill_between(x, low, high, color=colors[model], alpha=0.12, linewidth=0)
         always = {"accuracy": _malignant_share(rows), "balanced_accuracy": 0.5, "sensitivity": 1}
         axes.axhline(always.get(value, 0), color="0.1", linestyle=":", linewidth=1.3, zorder=1)
-        title = attack_name(attack) if len(values) == 1 else f"{value} under {attack_name(attack)}"
+        title = (
+            wording.attack_name(attack)
+            if len(values) == 1
+            else f"{value} under {wording.attack_name(attack)}"
+        )
         axes.set(title=title.replace("_", " "), ylim=(-0.03, 1.03))
-        axes.set_xticks(range(len(epsilons)), [format_epsilon(e) for e in epsilons])
+        axes.set_xticks(range(len(epsilons)), [wording.format_epsilon(e) for e in epsilons])
         axes.tick_params("x", rotation=45 if len(epsilons) * columns > 16 else 0, labelbottom=True)
         axes.set_xlabel("epsilon (not to scale)")
     for row in grid:
         row[0].set_ylabel(
             "accuracy (fraction of images)" if values == ("accuracy",) else "fraction of images"
         )
-    handles = [Line2D([], [], color=colors[model], marker="o", label=model_name(model)) for model in models]
+    handles = [
+        Line2D([], [], color=colors[model], marker="o", label=wording.model_name(model)) for model in models
+    ]
     handles.append(Line2D([], [], color="0.1", ls=":", label="always malignant"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
     return figure
@@ -526,7 +510,7 @@ def accuracy_over_sigma(metrics, sigmas, split_by=None):
         x, y, low, high = (
             line[name].to_numpy(float) for name in ("sigma", "accuracy", "accuracy_low", "accuracy_high")
         )
-        left.plot(x, y, color=color, marker="o", label=attack_name(attack, epsilon))
+        left.plot(x, y, color=color, marker="o", label=wording.attack_name(attack, epsilon))
         left.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
     clean = rows[rows["attack"] == "none"]
     for (name, color), marker in zip(CLASS_COLORS.items(), "so", strict=True):
@@ -692,8 +676,8 @@ def confusion_matrices(rows):
         axes.tick_params("y", labelrotation=90)
         for label in axes.get_yticklabels():
             label.set_verticalalignment("center")
-        name = textwrap.fill(model_name(row["model"]), 20)
-        axes.set_title(f"{name}\n{attack_name(row['attack'], row['epsilon'])}", fontsize=9.5)
+        name = textwrap.fill(wording.model_name(row["model"]), 20)
+        axes.set_title(f"{name}\n{wording.attack_name(row['attack'], row['epsilon'])}", fontsize=9.5)
         axes.set_xlabel("answer")
         axes.set_ylabel("truth" if k % columns == 0 else "")
     return figure
@@ -713,7 +697,7 @@ def _heatmap(axes, cells, models, rows, label):
         linecolor="white",
         annot_kws={"fontsize": 9},
         cbar_kws={"label": label},
-        xticklabels=[model_name(model).replace(" ", "\n") for model in models],
+        xticklabels=[wording.model_name(model).replace(" ", "\n") for model in models],
         yticklabels=rows,
     )
     axes.tick_params(length=0, labelrotation=0)
@@ -733,12 +717,12 @@ def comparison_heatmap(metrics, value="accuracy", subset="all", split_by=None):
     runs = sorted({key[:2] for key in table.index}, key=lambda run: (attacks.index(run[0]), run[1]))
     cells = np.array([[table.get((*run, model), np.nan) for model in models] for run in runs], float)
     seeds = rows["seed"].nunique()
-    name = heading(value)
+    name = wording.heading(value)
     what = name[0].upper() + name[1:] + (f", mean of {seeds} seeds" if seeds > 1 else "")
     what += "" if subset == "all" else f", {subset} images"
     figure, grid = _panels(1, 1, 0.27 * len(runs) + 1.6, f"{what}{_how_many(rows)}")
     axes = grid[0, 0]
-    _heatmap(axes, cells, models, [attack_name(*run) for run in runs], f"{name} (fraction)")
+    _heatmap(axes, cells, models, [wording.attack_name(*run) for run in runs], f"{name} (fraction)")
     for k in range(1, len(runs)):
         if runs[k][0] != runs[k - 1][0]:
             axes.axhline(k, color="black", linewidth=1)
@@ -767,10 +751,12 @@ def transfer_matrix(metrics, epsilon, split_by=None):
     sources, models = (_in_order(rows[name], MODEL_COLORS) for name in ("source", "model"))
     table = rows.astype({"accuracy": float}).groupby(["model", "source"])["accuracy"].mean()
     cells = np.array([[table.get((m, s), np.nan) for s in sources] for m in models], float)
-    title = f"Accuracy on FGSM images at {format_epsilon(epsilon)} made for another model{_how_many(own)}"
+    title = (
+        f"Accuracy on FGSM images at {wording.format_epsilon(epsilon)} made for another model{_how_many(own)}"
+    )
     figure, grid = _panels(1, 1, 0.5 * len(models) + 2, title)
     axes = grid[0, 0]
-    _heatmap(axes, cells, sources, [model_name(each) for each in models], "accuracy (fraction)")
+    _heatmap(axes, cells, sources, [wording.model_name(each) for each in models], "accuracy (fraction)")
     axes.set(xlabel="the images were made for", ylabel="the images are shown to")
     return figure
 
@@ -783,7 +769,7 @@ def steps_curves(audit):
     """
     audit = pd.DataFrame(audit)
     first = audit.iloc[0]
-    title = f"PGD at {format_epsilon(first['epsilon'])} by its steps, {first['n']} test images"
+    title = f"PGD at {wording.format_epsilon(first['epsilon'])} by its steps, {first['n']} test images"
     figure, grid = _panels(1, 2, 3.9, title)
     models = _in_order(audit["model"], MODEL_COLORS)
     colors = colors_of(models)
@@ -804,7 +790,9 @@ def steps_curves(audit):
         axes.minorticks_off()
         axes.set(xlabel="steps (0: clean)", ylabel=label)
     grid[0, 0].set_ylim(-0.03, 1.03)
-    handles = [Line2D([], [], color=colors[model], marker="o", label=model_name(model)) for model in models]
+    handles = [
+        Line2D([], [], color=colors[model], marker="o", label=wording.model_name(model)) for model in models
+    ]
     handles.append(Line2D([], [], color="0.3", marker="*", ms=10, ls="", label="with more restarts"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -831,7 +819,7 @@ def reliability_and_abstention(curves, title):
     last.set(title="abstaining", xlabel="share not answered", ylabel="accuracy on the others")
     last.set(ylim=(-0.03, 1.03))
     last.yaxis.set_tick_params(labelleft=True)
-    handles = [Line2D([], [], color=colors[model], label=model_name(model)) for model in models]
+    handles = [Line2D([], [], color=colors[model], label=wording.model_name(model)) for model in models]
     handles += [Line2D([], [], color="0.3", ls=styles[name], label=name) for name in conditions]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -858,7 +846,7 @@ def certified_curves(certified):
         axes.step(x, y, where="post", color=colors[model])
     axes.set(xlabel="radius (Euclidean, pixel values in [0, 1])", ylabel="certified accuracy (fraction)")
     axes.set(ylim=(-0.03, 1.03), xlim=(0, None))
-    handles = [Line2D([], [], color=colors[model], label=model_name(model)) for model in models]
+    handles = [Line2D([], [], color=colors[model], label=wording.model_name(model)) for model in models]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
@@ -885,12 +873,13 @@ def trade_off(metrics, epsilon, split_by=None):
             [[each[value] - each[f"{value}_low"]], [each[f"{value}_high"] - each[value]]] for each in (x, y)
         ]
         spread = [None if np.isnan(np.array(each, float)).any() else np.array(each, float) for each in spread]
-        label = model_name(model)
+        label = wording.model_name(model)
         axes.errorbar(x[value], y[value], spread[1], spread[0], fmt="o", color=colors[model], label=label)
     axes.plot([0, 1], [0, 1], color="0.1", linestyle=":", linewidth=1.3)
     axes.set(xlim=(0.4, 1.02), ylim=(-0.03, 1.03))
     axes.set(
-        xlabel=f"clean {name} (fraction)", ylabel=f"{name} in the worst case at {format_epsilon(epsilon)}"
+        xlabel=f"clean {name} (fraction)",
+        ylabel=f"{name} in the worst case at {wording.format_epsilon(epsilon)}",
     )
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure

@@ -140,6 +140,16 @@ def save(model, path, made):
     runs.write_recipe(path, made)
 
 
+def copy(path, other):
+    """Make `other` the same checkpoint as `path`, the record of how it was made included. Nothing where they are one."""
+    if path != other:
+        for kept, copied in (
+            (file, other.with_suffix(file.suffix)) for file in (path, path.with_suffix(".json"))
+        ):
+            with runs.whole_file(copied) as part:
+                part.write_bytes(kept.read_bytes())
+
+
 def load(path):
     """The model of a checkpoint written by `save`, in eval mode. Raises FileNotFoundError, or ValueError where it does not fit."""
     path = Path(path)

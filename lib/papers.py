@@ -6,7 +6,7 @@ published numbers and of a run's table of predictions and split.
 
 import numpy as np
 
-from lib import evaluation
+from lib import evaluation, wording
 
 LI, ALAM = "Li & Liu 2023", "Alam et al."
 COLUMNS = [
@@ -250,7 +250,7 @@ def records(predictions, split, parameters):
                     continue
                 epsilon, _, reached = chosen
                 rows = rows[np.isclose(rows["epsilon"], epsilon)]
-                record["tested"] += f" at {evaluation.format_epsilon(epsilon)}"
+                record["tested"] += f" at {wording.format_epsilon(epsilon)}"
                 if not reached:
                     record["reason"] = (
                         "their fall is not reached at any epsilon of the run; the nearest is shown"

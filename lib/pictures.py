@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from lib.evaluation import format_epsilon
+from lib.wording import format_epsilon
 
 HEIGHT, GAP = 224, 8  # of a picture on the screen, and between two, in pixels
 THUMBNAIL = 56

@@ -13,6 +13,9 @@ import yaml
 from lib import runs
 
 DEFENSES = ("gaussian_noise", "gaussian_noise_recalibrated", "merged_fgsm", "adversarial_training")
+# Of adversarial training: examples by one of these attacks, and what may be added with "+".
+RECIPE_ATTACKS = ("fgsm", "pgd")
+RECIPE_EXTRAS = ("noise", "balanced")
 # Values of data_root: drawn tissue, and the database, downloaded where it is missing.
 NO_FOLDER = ("synthetic", "breakhis")
 # Where values must lie that a notebook would refuse only after hours of training.
@@ -118,10 +121,23 @@ def resolve(profile, data_root, settings, stages):
             raise ParameterError(
                 f"compare_with: there is no published report {other!r}; run it first, or leave it out"
             )
+    for recipe in parameters.get("recipes", []):
+        recipe_parts(recipe)
+    if not parameters.get("recipes", ["fgsm"]):
+        raise ParameterError("recipes must name at least one, such as [fgsm]")
     known = [*DEFENSES, *(f"gaussian_noise_{sigma:g}" for sigma in parameters.get("other_sigmas", []))]
     if (defense := parameters.get("primary_defense", known[0])) not in known:
         raise ParameterError(f"primary_defense: there is no {defense!r}{_nearest(defense, known)}")
     return parameters
+
+
+def recipe_parts(recipe):
+    """The parts of a recipe of adversarial training: "pgd+noise" is ["pgd", "noise"]. Raises ParameterError for unknown ones."""
+    attack, *extras = parts = recipe.split("+")
+    for part, known in [(attack, RECIPE_ATTACKS), *((extra, RECIPE_EXTRAS) for extra in extras)]:
+        if part not in known:
+            raise ParameterError(f"recipes: there is no {part!r} (in {recipe!r}){_nearest(part, known)}")
+    return parts
 
 
 def _checked(name, annotation, value, where):

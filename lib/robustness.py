@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lib import attacks, checks, data, evaluation, models, runs, training
+from lib import attacks, checks, data, evaluation, models, runs, training, wording
 
 ATTACKS = ("random_noise", "fgsm", "pgd", "transfer_fgsm")
 # Costly: each is shown the images that stand under PGD and all before it.
@@ -58,7 +58,7 @@ def attack_table(epsilons, steps, audited=()):
 
     def shown(name):
         of_it = [0.0] if name == "none" else audited if name in CASCADE else epsilons
-        return " ".join(map(evaluation.format_epsilon, of_it))
+        return " ".join(map(wording.format_epsilon, of_it))
 
     return pd.DataFrame(
         [

@@ -34,6 +34,7 @@ WRITERS = (
     ("models/adversarial_training*", "05_adversarial_training_defense"),
     ("history/adversarial_training*", "05_adversarial_training_defense"),
     ("predictions/adversarial_training*", "05_adversarial_training_defense"),
+    ("recipes.csv", "05_adversarial_training_defense"),
     ("models/*", "02_transfer_learning"),
     ("history/*", "02_transfer_learning"),
     ("predictions/*-none*", "02_transfer_learning"),

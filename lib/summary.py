@@ -1,8 +1,9 @@
 """The summary of a run in Markdown: what it found in short, then the tables that say so."""
 
 import json
+from collections import Counter
 
-from lib import checks, evaluation, figures, papers, runs
+from lib import checks, evaluation, figures, papers, runs, wording
 
 DRAWN_BANNER = "Drawn tissue: these numbers are no medical evidence."
 DRAWN_NOTE = (
@@ -97,7 +98,7 @@ def _epsilons(rows):
 
 
 def _value(row, rate="accuracy"):
-    return "" if row is None else evaluation.number(row[rate]) + evaluation.interval(row, rate)
+    return "" if row is None else wording.number(row[rate]) + wording.interval(row, rate)
 
 
 def _header(*names):
@@ -128,25 +129,27 @@ def _in_short(results, rows, split_by, primary_defense):
 
     audited = any(key[1:] == ("square", epsilon) for key in rows)
     attack = "worst_case" if audited else "pgd"
-    at = f"{'in the worst case' if audited else 'under PGD'} at {evaluation.format_epsilon(epsilon)}"
+    at = f"{'in the worst case' if audited else 'under PGD'} at {wording.format_epsilon(epsilon)}"
     lines = [
         f"- **Undefended**, the baseline has {_value(rows['baseline', 'none', 0.0])} clean and "
         f"{_value(rows.get(('baseline', attack, epsilon)))} {at}."
     ]
     for model in _models(rows):
         if model != "baseline" and (model, attack, epsilon) in rows:
-            name = figures.model_name(model)
-            named = " (the primary defense, as the run's parameters name it)" * (model == primary_defense)
+            name = wording.model_name(model)
+            said = ["the primary defense, as the run's parameters name it"] * (model == primary_defense)
+            said += _chosen(results.get("recipes", ())) * (model == "adversarial_training")
+            named = f" ({'; '.join(said)})" if said else ""
             lines.append(
                 f"- **{name[:1].upper()}{name[1:]}**{named}: {_value(rows[model, attack, epsilon])} {at}, "
                 f"against the baseline {change(model, attack, epsilon)}; clean {change(model, 'none', 0.0)}; "
-                f"clean specificity {evaluation.number(rows[model, 'none', 0.0]['specificity'])}."
+                f"clean specificity {wording.number(rows[model, 'none', 0.0]['specificity'])}."
             )
     largest = max([each for each in epsilons if each < checks.HUGE], default=epsilons[-1])
     strongest = [rows[key] for key in rows if key[1:] == ("pgd", largest)]
     lines.append(
-        f"- Under PGD at {evaluation.format_epsilon(largest)} no model keeps more than "
-        f"{evaluation.number(max(row['accuracy'] for row in strongest))}."
+        f"- Under PGD at {wording.format_epsilon(largest)} no model keeps more than "
+        f"{wording.number(max(row['accuracy'] for row in strongest))}."
     )
     if ("color_only", "none", 0.0) in rows:
         lines.append(
@@ -156,6 +159,15 @@ def _in_short(results, rows, split_by, primary_defense):
     return lines
 
 
+def _chosen(recipes):
+    """How many recipes of adversarial training were tried on validation, and which were kept, as a list of one; empty for one recipe."""
+    tried = {row["recipe"] for row in recipes}
+    kept = Counter(row["recipe"] for row in recipes if row["kept"])
+    counts = ", ".join(f"{name} in {number}" for name, number in kept.most_common())
+    words = f"of {len(tried)} recipes the best on validation in each fold: {counts} of {kept.total()}"
+    return [words] if len(tried) > 1 else []
+
+
 def _accuracy(rows):
     models, epsilons = _models(rows), _epsilons(rows)
     order = [attack for attack in evaluation.ATTACKS if attack not in ("none", *evaluation.NOT_AIMED)]
@@ -163,10 +175,10 @@ def _accuracy(rows):
     tests = [("none", 0.0), *((attack, e) for attack in order for e in epsilons if (attack, e) in ran)]
     if _against_pgd(rows) == SAME:
         tests = [test for test in tests if test[0] != "worst_case"]
-    lines = _header("test", *map(figures.model_name, models))
+    lines = _header("test", *map(wording.model_name, models))
     for attack, epsilon in tests:
         cells = [_value(rows.get((model, attack, epsilon))) for model in models]
-        lines.append(f"| {' | '.join([figures.attack_name(attack, epsilon), *cells])} |")
+        lines.append(f"| {' | '.join([wording.attack_name(attack, epsilon), *cells])} |")
     return lines
 
 
@@ -184,10 +196,10 @@ def _against_pgd(rows):
 
 def _by_class(rows):
     rates = ("balanced_accuracy", "sensitivity", "specificity", "auroc", "patient_score")
-    lines = _header("model", *map(evaluation.heading, rates))
+    lines = _header("model", *map(wording.heading, rates))
     for model in _models(rows):
         cells = [_value(rows[model, "none", 0.0], rate) for rate in rates]
-        lines.append(f"| {' | '.join([figures.model_name(model), *cells])} |")
+        lines.append(f"| {' | '.join([wording.model_name(model), *cells])} |")
     return [
         *lines,
         "",
@@ -219,8 +231,8 @@ def _leakage(results, other):
     for name in both:
         pair = clean["image"][name], clean["case"][name]
         cells = [_value(row, rate) for rate in ("accuracy", "balanced_accuracy") for row in pair]
-        cells.append(evaluation.number(pair[0]["balanced_accuracy"] - pair[1]["balanced_accuracy"]))
-        lines.append(f"| {' | '.join([figures.model_name(name), *cells])} |")
+        cells.append(wording.number(pair[0]["balanced_accuracy"] - pair[1]["balanced_accuracy"]))
+        lines.append(f"| {' | '.join([wording.model_name(name), *cells])} |")
     crossing = results["dataset"].get("crossing", ())
     return [*lines, *[""] * bool(crossing), *leak_sentences(crossing)]
 
@@ -256,19 +268,19 @@ def _beside(results, other, split_by):
         ]
         lines.append(f"{number}. {name}: {', '.join(differs) or 'the same parameters'}")
     models = _models(every[0])
-    lines += ["", *_header("test", *map(figures.model_name, models))]
+    lines += ["", *_header("test", *map(wording.model_name, models))]
 
     def line(name, key, rate="accuracy"):
         found = [[rows.get((model, *key)) for rows in every] for model in models]
         cells = [
-            ", ".join(evaluation.number(row and row[rate]) for row in values) if any(values) else ""
+            ", ".join(wording.number(row and row[rate]) for row in values) if any(values) else ""
             for values in found
         ]
         return f"| {' | '.join([name, *cells])} |"
 
     lines.append(line("clean", ("none", 0.0)))
     for attack in ("fgsm", "pgd"):
-        lines += [line(figures.attack_name(attack, e), (attack, e)) for e in _epsilons(every[0])]
+        lines += [line(wording.attack_name(attack, e), (attack, e)) for e in _epsilons(every[0])]
     for rate in ("balanced_accuracy", "sensitivity", "specificity"):
         lines.append(line(f"clean {rate.replace('_', ' ')}", ("none", 0.0), rate))
     return [
@@ -286,14 +298,14 @@ def _checks(checks):
         "",
         "## Checks",
         "",
-        *_header("what a claim of robustness must survive", *map(figures.model_name, models)),
+        *_header("what a claim of robustness must survive", *map(wording.model_name, models)),
     ]
     for name in dict.fromkeys(name for name, _ in found):
         cells = []
         for model in models:
             check = found.get((name, model), {"value": None})
             value = None if check["value"] is None else round(check["value"], 6) + 0.0
-            cells.append("–" if value is None else f"{check['verdict']} ({evaluation.number(value)})")
+            cells.append("–" if value is None else f"{check['verdict']} ({wording.number(value)})")
         lines.append(f"| {' | '.join([name, *cells])} |")
     lines += ["", "What the values say, for the baseline:", ""]
     lines += [
@@ -318,10 +330,8 @@ def _papers(records):
             *_header("where", "what", "tested on", "published", "ours", "images"),
         ]
         for row in own:
-            ours = (
-                evaluation.number(row["measured"]) if isinstance(row["measured"], float) else row["measured"]
-            )
-            spread = evaluation.interval({"accuracy_low": row["low"], "accuracy_high": row["high"]})
+            ours = wording.number(row["measured"]) if isinstance(row["measured"], float) else row["measured"]
+            spread = wording.interval({"accuracy_low": row["low"], "accuracy_high": row["high"]})
             ours = "*" if ours is None else f"{ours}{spread}{'*' * bool(row['reason'])}"
             said = (row["table"], row["quantity"], row["tested"], row["published"], ours, row["n"] or "")
             lines.append(f"| {' | '.join(map(str, said))} |")

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from lib import attacks, data, models, runs
+from lib import attacks, data, models, profiles, runs
 
 # Catastrophic overfitting (Wong et al. 2020): accuracy under FGSM lies further above that under PGD than in the best epoch, by this.
 SUDDEN_LOSS = 0.2
@@ -113,6 +113,61 @@ def add_fresh_fgsm(epsilon):
         return torch.cat([images[:half], perturbed])
 
     return change
+
+
+def add_fresh_pgd(epsilon, steps=3):
+    """A hook like `add_fresh_fgsm` with several steps (PGD from a random start)."""
+
+    def change(model, images, labels, generator):
+        half = len(images) // 2
+        perturbed = attacks.pgd_from_random_start(
+            model, images[half:], labels[half:], epsilon, steps, generator
+        )
+        return torch.cat([images[:half], perturbed])
+
+    return change
+
+
+def noise_on_the_rest(hook, sigma):
+    """The hook of adversarial training, with Gaussian noise on the half of each batch that it leaves clean."""
+    noise = add_gaussian_noise(sigma)
+
+    def change(model, images, labels, generator):
+        half = len(images) // 2
+        changed = hook(model, images, labels, generator)
+        return torch.cat([noise(model, changed[:half], labels[:half], generator), changed[half:]])
+
+    return change
+
+
+def balance(side, seed=0):
+    """The images of `side` with some of the rarer class twice or more often, drawn at random, until both are as many."""
+    rows = [np.flatnonzero(side.labels == label) for label in (0, 1)]
+    rare, common = sorted(rows, key=len)
+    whole, rest = divmod(len(common), len(rare))
+    drawn = np.random.default_rng(seed).permutation(rare)[:rest]
+    order = np.sort(np.concatenate([common, *[rare] * whole, drawn]))
+    return replace(
+        side,
+        table=side.table.iloc[order].reset_index(drop=True),
+        pixels=side.pixels[order],
+        labels=side.labels[order],
+        fingerprint=runs.digest([side.fingerprint, order.tolist()])[:12],
+    )
+
+
+def adversarial_recipe(name, side, epsilon, noise_sigma, seed=0):
+    """What a recipe of adversarial training trains with: (hook, side, what the record must say beside them).
+
+    name: "fgsm" or "pgd" for the examples, then what `profiles.RECIPE_EXTRAS` names, as in "pgd+noise+balanced"; side:
+    `data.Side`; epsilon: a fraction in [0, 1]; noise_sigma: in pixel values of [0, 1]. Raises ParameterError for another name.
+    """
+    attack, *extras = profiles.recipe_parts(name)
+    hook = {"fgsm": add_fresh_fgsm, "pgd": add_fresh_pgd}[attack](epsilon)
+    made = {}
+    if "noise" in extras:
+        hook, made = noise_on_the_rest(hook, noise_sigma), {"recipe": name, "noise_sigma": noise_sigma}
+    return hook, balance(side, seed) if "balanced" in extras else side, made
 
 
 def recalibrate(model, side, path, made, *, batch_size, seed=0):

@@ -508,27 +508,7 @@ def test_margin_falls_by_hand():
     assert (found["clean"], found["fgsm"], found["fall"]) == (2.0, -1.0, 2.0)
 
 
-# ---------------------------------------------------------------- for people and files
-
-
-def test_a_readable_table_has_intervals_epsilons_and_no_nan():
-    table, margins = random_table(0)
-    found = evaluation.metrics(rows(table, margins, "m", "fgsm", 4 / 255))
-    row = one(found, subset="all")
-    page = evaluation.readable(found, ["model", "epsilon", "subset", "n", "accuracy", "specificity"]).data
-    assert page.count("<tr>") == 1 + len(found)
-    assert ">4/255<" in page and ">nan" not in page and ">–<" in page
-    assert f">{row['accuracy']:.2f} [{row['accuracy_low']:.2f}, {row['accuracy_high']:.2f}]<" in page
-    checks = [
-        {"name": "a < b", "value": None, "p_value": 0.0123},
-        {"name": "c", "value": 0.5, "p_value": 1.0},
-    ]
-    page = evaluation.readable(checks, ["name", "value", "p_value"]).data
-    assert ">a &lt; b<" in page and ">0.012<" in page and ">1.000<" in page and ">0.50<" in page
-    counts = [{"measured": 515, "low": None, "high": None}, {"measured": 0.5, "low": 0.25, "high": 0.75}]
-    assert (
-        ">515<" in (page := evaluation.readable(counts, ["measured"]).data) and ">0.50 [0.25, 0.75]<" in page
-    )
+# ---------------------------------------------------------------- for files
 
 
 def test_records_are_strict_json():
@@ -542,10 +522,3 @@ def test_records_are_strict_json():
     assert row["accuracy"] == 0.666667
     values = pd.DataFrame({"x": [np.inf, 1e-9 / 3, 2 / 3]})
     assert evaluation.records(values) == [{"x": None}, {"x": 3.33333e-10}, {"x": 0.666667}]
-
-
-@pytest.mark.parametrize(
-    ("epsilon", "text"), [(4 / 255, "4/255"), (0.0, "0"), (0.1, "25.5/255"), (0.015686, "4/255")]
-)
-def test_epsilons_are_shown_in_255ths(epsilon, text):
-    assert evaluation.format_epsilon(epsilon) == text

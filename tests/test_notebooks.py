@@ -184,6 +184,25 @@ def test_a_killed_study_goes_on_where_it_was(smoke):
     assert "no medical evidence" in (report / "index.html").read_text()
 
 
+def test_of_several_recipes_the_best_on_validation_is_kept(smoke):
+    home, _ = smoke
+    results = json.loads((home / "reports" / "smoke" / "results.json").read_text())
+    found = {row["recipe"]: row for row in results["recipes"]}
+    assert list(found) == results["parameters"]["recipes"] and len(found) == 2
+    folder = home / "runs" / "smoke"
+    losses = {}
+    for recipe in found:
+        history = pd.read_csv(folder / "history" / f"adversarial_training_{recipe}.csv")
+        losses[recipe] = history["validation_loss"].min()
+        assert found[recipe]["validation_loss"] == pytest.approx(losses[recipe])
+    best = min(losses, key=losses.get)
+    assert [recipe for recipe in found if found[recipe]["kept"]] == [best]
+    kept = robustness.checkpoint(folder, "adversarial_training")
+    assert kept.read_bytes() == robustness.checkpoint(folder, f"adversarial_training_{best}").read_bytes()
+    summary = (home / "reports" / "smoke" / "summary.md").read_text()
+    assert f"of 2 recipes the best on validation in each fold: {best} in 1 of 1" in summary
+
+
 def test_an_unchanged_study_is_skipped(smoke):
     home, _ = smoke
     command = [sys.executable, "-m", "lib.study", "smoke", "--home", str(home)]

@@ -176,6 +176,20 @@ def test_parameters_are_read_with_types_and_paths_become_absolute(notebooks, mon
     }
 
 
+@pytest.mark.parametrize(
+    ("recipes", "words"),
+    [
+        ("[fgsm, pdg]", "there is no 'pdg' (in 'pdg'): did you mean 'pgd'?"),
+        ("[pgd+noisy]", "there is no 'noisy' (in 'pgd+noisy'): did you mean 'noise'?"),
+        ("[]", "recipes must name at least one"),
+    ],
+)
+def test_an_unknown_recipe_is_refused_before_hours_of_training(recipes, words):
+    with pytest.raises(profiles.ParameterError) as error:
+        profiles.resolve("smoke", None, [f"recipes={recipes}"], study._stages(study.NOTEBOOKS))
+    assert words in str(error.value)
+
+
 def test_makefile_and_runner_agree_on_the_environment():
     text = (runs.ROOT / "Makefile").read_text()
     found = dict(re.findall(r"^export (\w+) \?= (\S+)$", text, re.MULTILINE))

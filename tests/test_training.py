@@ -234,6 +234,35 @@ def test_fresh_examples_change_half_a_batch_within_epsilon_and_leave_statistics(
     )
 
 
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "fgsm+noise", "pgd+noise+balanced"])
+def test_a_recipe_changes_what_its_name_says(name, sides):
+    few_benign = data.Side(sides[0].table[3:], sides[0].pixels[3:], sides[0].labels[3:], "few benign")
+    few_benign.labels[:6] = 1
+    hook, shown, made = training.adversarial_recipe(name, few_benign, 4 / 255, 0.1)
+    if "balanced" in name:
+        assert np.bincount(shown.labels).tolist() == [max(np.bincount(few_benign.labels))] * 2
+        assert {row.tobytes() for row in shown.pixels} == {row.tobytes() for row in few_benign.pixels}
+        assert len(shown.table) == len(shown) and shown.fingerprint != few_benign.fingerprint
+    else:
+        assert shown is few_benign
+    model, images, labels = Small().eval(), torch.rand(64, 3, 32, 32), torch.arange(64) % 2
+    changed = hook(model, images, labels, torch.Generator().manual_seed(0))
+    assert 0 < (changed[32:] - images[32:]).abs().max() <= 4 / 255 + 1e-6
+    noise = (changed - images)[:32][(images[:32] > 0.4) & (images[:32] < 0.6)]
+    assert noise.std().item() == pytest.approx(0.1 if "noise" in name else 0, abs=0.01)
+    assert made == ({"recipe": name, "noise_sigma": 0.1} if "noise" in name else {})
+
+
+def test_more_steps_find_worse_examples():
+    """On a linear model the optimum is known in closed form: every channel value at the edge of the ball, against the label."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
+    images, labels = torch.rand(6, 3, 8, 8) * 0.8 + 0.1, torch.arange(6) % 2
+    weights = model[1].weight.detach()
+    direction = torch.stack([(weights[1 - label] - weights[label]).reshape(3, 8, 8) for label in labels])
+    found = attacks.pgd_from_random_start(model, images, labels, 4 / 255, 3, torch.Generator().manual_seed(0))
+    assert torch.allclose(found, images + 4 / 255 * direction.sign(), atol=1e-6)
+
+
 def test_the_merged_set_is_the_originals_and_their_fgsm_images(sides):
     model, train = Small().eval(), sides[0]
     merged = training.merge_fgsm(model, train, 4 / 255, batch_size=5)
