@@ -17,7 +17,14 @@ from pathlib import Path
 from lib import runs
 from lib.summary import DRAWN_BANNER
 
-DATA_FILES = ("summary.md", "results.json", "predictions.csv.gz", "attacks.csv", "split.csv", "dataset.json")
+DATA_FILES = (
+    "summary.md",
+    "results.json",
+    "predictions.csv.gz",
+    "attacks.csv",
+    "split.csv.gz",
+    "dataset.json",
+)
 WIDGET_NOTE = "In JupyterLab a slider stands here; the figure above is the same function at fixed values."
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # Longer messages are cut to their end; the executed notebook under runs/ has them all.
@@ -133,7 +140,7 @@ def _build(run, report, provenance):
     drawn = dataset["synthetic"] is True
     shutil.copyfile(source / "dataset.json", report / "dataset.json")
     shutil.copyfile(runs.require(run, "attacks.csv"), report / "attacks.csv")
-    _write_split(runs.require(run, "split.csv"), report / "split.csv")
+    _write_split(runs.require(run, "split.csv"), report / "split.csv.gz")
     _write_predictions(runs.require(run, "predictions.csv.gz"), report / "predictions.csv.gz")
     _write_results(runs.require(run, "results.json"), report / "results.json", provenance)
 
@@ -174,9 +181,8 @@ def _write_split(source, target):
     """The split without the machine's own paths."""
     import pandas as pd
 
-    pd.read_csv(source, dtype=str, keep_default_na=False).drop(columns="path", errors="ignore").to_csv(
-        target, index=False
-    )
+    split = pd.read_csv(source, dtype=str, keep_default_na=False).drop(columns="path", errors="ignore")
+    target.write_bytes(gzip.compress(split.to_csv(index=False).encode(), mtime=0))
 
 
 def _write_predictions(source, target):

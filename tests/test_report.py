@@ -105,7 +105,7 @@ def test_the_report_of_drawn_tissue_says_so_and_holds_figures_once(finished, sna
     folder = index.parent
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) == [
         "03_fgsm_attack.html", "06_comparison.html", "attacks.csv", "dataset.json", "figures", "figures/curve.png",
-        "figures/sample.png", "figures/unmarked.png", "index.html", "predictions.csv.gz", "results.json", "split.csv", "summary.md",
+        "figures/sample.png", "figures/unmarked.png", "index.html", "predictions.csv.gz", "results.json", "split.csv.gz", "summary.md",
     ]  # fmt: skip
     for page in folder.glob("*.html"):
         text = page.read_text()
@@ -122,7 +122,7 @@ def test_the_report_of_drawn_tissue_says_so_and_holds_figures_once(finished, sna
     assert "<td>2 minutes</td>" in (folder / "index.html").read_text()
     assert results["provenance"] == PROVENANCE and results["metrics"] == [{"n": 1}, {"n": None}]
     assert results["parameters"] == {"data_root": "breakhis"}
-    assert (folder / "split.csv").read_text() == "image,case\na.png,14-1\n"
+    assert gzip.decompress((folder / "split.csv.gz").read_bytes()).decode() == "image,case\na.png,14-1\n"
     assert report.tissue_leaks(folder, ["index.html", "figures/sample.png"]) == []
     first = snapshot(folder)
     time.sleep(1.1)  # gzip would note another second
@@ -144,7 +144,7 @@ def test_in_a_report_of_real_tissue_everything_that_shows_it_is_ignored_by_git(f
         ["git", "-C", folder, "ls-files"], check=True, capture_output=True, text=True
     ).stdout.split()
     assert tracked == [
-        ".gitignore", "attacks.csv", "dataset.json", "figures/curve.png", "predictions.csv.gz", "results.json", "split.csv", "summary.md",
+        ".gitignore", "attacks.csv", "dataset.json", "figures/curve.png", "predictions.csv.gz", "results.json", "split.csv.gz", "summary.md",
     ]  # fmt: skip
     assert report.tissue_leaks(folder, tracked) == []
     assert (folder / "images" / "figures" / "sample.png").is_file() and (
