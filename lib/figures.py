@@ -49,7 +49,7 @@ MODEL_COLORS = {
     "color_only": PALETTE[4],
     "always_malignant": (0.1, 0.1, 0.1),
 }
-SPARE_COLORS = [PALETTE[k] for k in (3, 5, 6, 8)]
+SPARE_COLORS = [*(PALETTE[k] for k in (3, 5, 6, 8)), (0.5, 0.23, 0.03), (0.18, 0.0, 0.29)]
 # In the order in which figures list them: from no attack to the strongest.
 ATTACK_LINES = {
     "none": "-",
@@ -320,13 +320,13 @@ def color_by_case(images, labels, cases):
 
 
 @_styled
-def learning_curves(histories, title):
+def learning_curves(histories, title, folds=1):
     """Loss and accuracy by epoch, validation solid and training dashed, the chosen epoch marked with a star.
 
     histories: {model: DataFrame with epoch, train_loss, validation_loss, train_accuracy, validation_accuracy};
-    missing values are left out. The chosen epoch is the one with the lowest validation loss.
+    missing values are left out; of several folds, the first. The chosen epoch is the one with the lowest validation loss.
     """
-    figure, grid = _panels(1, 2, 3.9, title)
+    figure, grid = _panels(1, 2, 3.9, title + (f" (first of {folds} folds)" if folds > 1 else ""))
     colors = colors_of(list(histories))
     for model, history in histories.items():
         style = {"color": colors[model], "marker": "." if len(history) < 40 else None}

@@ -15,7 +15,7 @@ from lib import runs
 DEFENSES = ("gaussian_noise", "gaussian_noise_recalibrated", "merged_fgsm", "adversarial_training")
 # Of adversarial training: examples by one of these attacks, and what may be added with "+".
 RECIPE_ATTACKS = ("fgsm", "pgd")
-RECIPE_EXTRAS = ("noise", "balanced")
+RECIPE_EXTRAS = ("noise", "balanced", "averaged")
 # Values of data_root: drawn tissue, and the database, downloaded where it is missing.
 NO_FOLDER = ("synthetic", "breakhis")
 # Where values must lie that a notebook would refuse only after hours of training.

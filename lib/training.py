@@ -13,13 +13,17 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.nn.functional import cross_entropy
-from torch.optim.swa_utils import update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from lib import attacks, data, models, profiles, runs
 
 # Catastrophic overfitting (Wong et al. 2020): accuracy under FGSM lies further above that under PGD than in the best epoch, by this.
 SUDDEN_LOSS = 0.2
+
+AVERAGING = (
+    0.97  # what a recipe with "averaged" keeps of the average at each step: its memory is some thirty steps
+)
 
 TIMED = 4  # the batch after which the time of a training is foretold
 
@@ -157,9 +161,9 @@ def balance(side, seed=0):
 
 
 def adversarial_recipe(name, side, epsilon, noise_sigma, seed=0):
-    """What a recipe of adversarial training trains with: (hook, side, what the record must say beside them).
+    """What a recipe of adversarial training trains with: (options of `train`, side, what the record must say beside them).
 
-    name: "fgsm" or "pgd" for the examples, then what `profiles.RECIPE_EXTRAS` names, as in "pgd+noise+balanced"; side:
+    name: "fgsm" or "pgd" for the examples, then what `profiles.RECIPE_EXTRAS` names, as in "pgd+noise+averaged"; side:
     `data.Side`; epsilon: a fraction in [0, 1]; noise_sigma: in pixel values of [0, 1]. Raises ParameterError for another name.
     """
     attack, *extras = profiles.recipe_parts(name)
@@ -167,7 +171,8 @@ def adversarial_recipe(name, side, epsilon, noise_sigma, seed=0):
     made = {}
     if "noise" in extras:
         hook, made = noise_on_the_rest(hook, noise_sigma), {"recipe": name, "noise_sigma": noise_sigma}
-    return hook, balance(side, seed) if "balanced" in extras else side, made
+    options = {"hook": hook, "averaging": AVERAGING if "averaged" in extras else 0.0}
+    return options, balance(side, seed) if "balanced" in extras else side, made
 
 
 def recalibrate(model, side, path, made, *, batch_size, seed=0):
@@ -236,6 +241,7 @@ def train(
     seed=0,
     precision="auto",
     stain_jitter=0.0,
+    averaging=0.0,
     hook=None,
     threat=None,
     guard=None,
@@ -244,8 +250,9 @@ def train(
     """Train `model` with Adam; keep the epoch with the least validation loss under `threat`. Returns the history.
 
     side, validation: `data.Side`; made: what the numbers below do not say (starting weights, defense), for the record.
-    stain_jitter: strength of `jitter_stain`, part of the augmentation; 0 for none. hook(model, images, labels, generator) changes
-    a batch before the loss; threat and guard (model, images, labels) change the validation images. Where accuracy under `threat`
+    stain_jitter: strength of `jitter_stain`, part of the augmentation; 0 for none. averaging: how much a moving average of weights and
+    batch-norm statistics keeps at each step, such as 0.99 (Izmailov et al. 2018, Gowal et al. 2020); the average is then what is
+    validated and saved. hook(model, images, labels, generator) changes a batch before the loss; threat and guard (model, images, labels) change the validation images. Where accuracy under `threat`
     collapses while that under `guard` stays, the loop goes back to its best epoch at half the rate. Stops after `patience`
     epochs without progress (0: never).
 
@@ -263,6 +270,7 @@ def train(
         "precision": str(training_dtype(precision)),
         "stain_jitter": stain_jitter,
         "patience": patience or None,
+        "averaging": averaging,
         "code": runs.code_hash(
             train, models.build, type(model), data.decode, type(side), hook, threat, guard
         ),
@@ -277,6 +285,10 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), learning_rate)
     pixels, labels = side.pixels, torch.from_numpy(side.labels)
     held_out = validation.tensors()
+    judged, average = model, None
+    if averaging:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(averaging), use_buffers=True)
+        judged = average.module
     resume = path.with_suffix(".resume")
     state = {"epoch": 0, "best": None, "loss": math.inf, "gap": 0.0, "rate": 1.0, "history": []}
     if resume.exists():
@@ -285,6 +297,8 @@ def train(
             state = kept
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
+            if average:
+                average.load_state_dict(state["average"])
             print(f"{path.stem}: resumed after epoch {state['epoch']} of {epochs}", file=sys.stderr)
 
     def stalled():
@@ -326,6 +340,8 @@ def train(
                 )
             loss.backward()
             optimizer.step()
+            if average:
+                average.update_parameters(model)
             if state["epoch"] == begun and number == TIMED:
                 left = (time.monotonic() - started) / (TIMED + 1) * len(batches) * (epochs - begun)
                 if left > 120:
@@ -337,7 +353,7 @@ def train(
             correct += (logits.argmax(1) == targets).sum().item()
             seen += len(rows)
 
-        loss, accuracy = score(model, *held_out, threat)
+        loss, accuracy = score(judged, *held_out, threat)
         row = {
             "epoch": state["epoch"] + 1,
             "learning_rate": optimizer.param_groups[0]["lr"],
@@ -348,7 +364,7 @@ def train(
         }
         gap = 0.0
         if guard:
-            row["guard_accuracy"] = score(model, *held_out, guard)[1]
+            row["guard_accuracy"] = score(judged, *held_out, guard)[1]
             gap = row["guard_accuracy"] - accuracy
         state["epoch"] += 1
         state["history"].append(row | {"seconds": time.monotonic() - started})
@@ -356,10 +372,11 @@ def train(
             state |= {
                 "loss": loss,
                 "gap": gap,
-                "best": {name: value.detach().clone() for name, value in model.state_dict().items()},
+                "best": {name: value.detach().clone() for name, value in judged.state_dict().items()},
             }
         elif gap - state["gap"] > SUDDEN_LOSS:
-            model.load_state_dict(state["best"])
+            for each in (model, judged):
+                each.load_state_dict(state["best"])
             optimizer.state.clear()
             state["rate"] /= 2
             print(
@@ -373,10 +390,9 @@ def train(
             flush=True,
         )
         content = io.BytesIO()
-        torch.save(
-            state | {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "made": repr(made)},
-            content,
-        )
+        now = {"model": model, "optimizer": optimizer} | ({"average": average} if average else {})
+        now = {name: each.state_dict() for name, each in now.items()}
+        torch.save(state | now | {"made": repr(made)}, content)
         with runs.whole_file(resume) as part:
             part.write_bytes(content.getbuffer())
 

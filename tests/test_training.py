@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lib import attacks, data, models, runs, training
 
@@ -65,9 +66,11 @@ def test_the_same_seed_gives_the_same_weights(sides, tmp_path):
     assert torch.equal(one, two) and not torch.equal(one, other)
 
 
-def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(sides, tmp_path, capsys):
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(averaging, sides, tmp_path, capsys):
+    settings = SETTINGS | {"averaging": averaging}
     unbroken, path = Small(), tmp_path / "models" / "a.safetensors"
-    expected = training.train(unbroken, *sides, path, {}, **SETTINGS)
+    expected = training.train(unbroken, *sides, path, {}, **settings)
     calls = []
 
     def killed(model, images, labels, generator):
@@ -81,10 +84,10 @@ def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(sides, tmp_path, 
 
     path = tmp_path / "models" / "b.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        training.train(Small(), *sides, path, {}, hook=killed, **SETTINGS)
+        training.train(Small(), *sides, path, {}, hook=killed, **settings)
     assert not path.exists()
     resumed = Small()
-    history = training.train(resumed, *sides, path, {}, hook=harmless, **SETTINGS)
+    history = training.train(resumed, *sides, path, {}, hook=harmless, **settings)
     assert "resumed after epoch 1" in capsys.readouterr().err
     assert all(
         torch.equal(a, b)
@@ -92,6 +95,23 @@ def test_a_killed_training_goes_on_and_ends_as_an_unbroken_one(sides, tmp_path, 
     )
     pd.testing.assert_frame_equal(history.drop(columns="seconds"), expected.drop(columns="seconds"))
     assert not list(tmp_path.rglob("*.resume"))
+
+
+def test_averaging_keeps_the_moving_average_of_the_weights(sides, tmp_path):
+    steps, model = [], Small()
+    noted = register_optimizer_step_post_hook(
+        lambda optimizer, *_: steps.append(optimizer.param_groups[0]["params"][-1].detach().clone())
+    )
+    try:
+        path = tmp_path / "models" / "a.safetensors"
+        training.train(model, *sides, path, {}, **SETTINGS | {"epochs": 1, "averaging": 0.9})
+    finally:
+        noted.remove()
+    expected = steps[0]
+    for bias in steps[1:]:
+        expected = 0.9 * expected + 0.1 * bias
+    assert len(steps) == 6 and torch.allclose(model.head.bias, expected, atol=1e-7)
+    assert not torch.allclose(model.head.bias, steps[-1], atol=1e-5)
 
 
 def test_a_full_disk_while_training_says_what_to_do_and_loses_nothing(sides, tmp_path, full_disk, capsys):
@@ -234,11 +254,11 @@ def test_fresh_examples_change_half_a_batch_within_epsilon_and_leave_statistics(
     )
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd", "fgsm+noise", "pgd+noise+balanced"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "fgsm+noise", "pgd+noise+balanced", "fgsm+averaged"])
 def test_a_recipe_changes_what_its_name_says(name, sides):
     few_benign = data.Side(sides[0].table[3:], sides[0].pixels[3:], sides[0].labels[3:], "few benign")
     few_benign.labels[:6] = 1
-    hook, shown, made = training.adversarial_recipe(name, few_benign, 4 / 255, 0.1)
+    options, shown, made = training.adversarial_recipe(name, few_benign, 4 / 255, 0.1)
     if "balanced" in name:
         assert np.bincount(shown.labels).tolist() == [max(np.bincount(few_benign.labels))] * 2
         assert {row.tobytes() for row in shown.pixels} == {row.tobytes() for row in few_benign.pixels}
@@ -246,7 +266,8 @@ def test_a_recipe_changes_what_its_name_says(name, sides):
     else:
         assert shown is few_benign
     model, images, labels = Small().eval(), torch.rand(64, 3, 32, 32), torch.arange(64) % 2
-    changed = hook(model, images, labels, torch.Generator().manual_seed(0))
+    changed = options["hook"](model, images, labels, torch.Generator().manual_seed(0))
+    assert options["averaging"] == (0.97 if "averaged" in name else 0)
     assert 0 < (changed[32:] - images[32:]).abs().max() <= 4 / 255 + 1e-6
     noise = (changed - images)[:32][(images[:32] > 0.4) & (images[:32] < 0.6)]
     assert noise.std().item() == pytest.approx(0.1 if "noise" in name else 0, abs=0.01)
