@@ -860,7 +860,7 @@ def trade_off(metrics, epsilon, split_by=None):
     value = "balanced_accuracy"
     rows = _chosen(metrics, "all", split_by)
     worst = rows[(rows["attack"] == "worst_case") & np.isclose(rows["epsilon"], epsilon)]
-    name = value.replace("_", " ")
+    name = wording.heading(value)
     title = f"What a defense holds and what it costs: {name}{_how_many(rows)}"
     figure, grid = _panels(1, 1, 4.6, title)
     axes = grid[0, 0]

@@ -282,7 +282,7 @@ def _beside(results, other, split_by):
     for attack in ("fgsm", "pgd"):
         lines += [line(wording.attack_name(attack, e), (attack, e)) for e in _epsilons(every[0])]
     for rate in ("balanced_accuracy", "sensitivity", "specificity"):
-        lines.append(line(f"clean {rate.replace('_', ' ')}", ("none", 0.0), rate))
+        lines.append(line(f"clean {wording.heading(rate)}", ("none", 0.0), rate))
     return [
         *lines,
         "",

@@ -21,9 +21,8 @@ from lib import attacks, data, models, profiles, runs
 # Catastrophic overfitting (Wong et al. 2020): accuracy under FGSM lies further above that under PGD than in the best epoch, by this.
 SUDDEN_LOSS = 0.2
 
-AVERAGING = (
-    0.97  # what a recipe with "averaged" keeps of the average at each step: its memory is some thirty steps
-)
+# What a recipe with "averaged" keeps of the average at each step: its memory is some thirty steps.
+AVERAGING = 0.97
 
 TIMED = 4  # the batch after which the time of a training is foretold
 
@@ -250,11 +249,11 @@ def train(
     """Train `model` with Adam; keep the epoch with the least validation loss under `threat`. Returns the history.
 
     side, validation: `data.Side`; made: what the numbers below do not say (starting weights, defense), for the record.
-    stain_jitter: strength of `jitter_stain`, part of the augmentation; 0 for none. averaging: how much a moving average of weights and
-    batch-norm statistics keeps at each step, such as 0.99 (Izmailov et al. 2018, Gowal et al. 2020); the average is then what is
-    validated and saved. hook(model, images, labels, generator) changes a batch before the loss; threat and guard (model, images, labels) change the validation images. Where accuracy under `threat`
-    collapses while that under `guard` stays, the loop goes back to its best epoch at half the rate. Stops after `patience`
-    epochs without progress (0: never).
+    stain_jitter: strength of `jitter_stain`, part of the augmentation; 0 for none. averaging: the share that a moving average of
+    weights and batch-norm statistics keeps at each step (Gowal et al. 2020); the average is then what is validated
+    and saved; 0 for none. hook(model, images, labels, generator) changes a batch before the loss; threat and guard (model,
+    images, labels) change the validation images. Where accuracy under `threat` collapses while that under `guard` stays, the
+    loop goes back to its best epoch at half the rate. Stops after `patience` epochs without progress (0: never).
 
     Writes `path` (.safetensors) with its recipe beside it, and the history as CSV in ../history. Each finished epoch is kept
     in a .resume file: the same call goes on from there after being killed, and returns at once when all is done.
