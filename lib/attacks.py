@@ -55,7 +55,7 @@ def margin_gradient(model, images, labels):
     """The margin (N,) and its gradient in the pixels (N, 3, H, W)."""
     with torch.enable_grad():
         images = images.detach().requires_grad_(True)
-        margins = margin(model(images), labels)
+        margins = margin(model(images).float(), labels)
         (gradient,) = torch.autograd.grad(margins.sum(), images)
     return margins.detach(), gradient
 
@@ -130,7 +130,7 @@ def pgd(model, images, labels, epsilon, steps, step_size, generator=None, random
                     margins, gradient = margin_gradient(model, x, labels[standing])
                 else:
                     with torch.no_grad():
-                        margins = margin(model(x), labels[standing])
+                        margins = margin(model(x).float(), labels[standing])
                 better = margins > best_margin[standing]
                 where = standing.nonzero()[:, 0][better]
                 best[where], best_margin[where] = x[better], margins[better]
@@ -145,21 +145,17 @@ def pgd_step_size(epsilon, steps):
     return 2.5 * epsilon / steps
 
 
-def fgsm_from_random_start(model, images, labels, epsilon, generator=None):
-    """The training attack of Wong et al. 2020 (Algorithm 3): a random start, one step of 1.25 epsilon, projected."""
-    with frozen(model):
-        start = random_start(images, epsilon, generator)
-        gradient = margin_gradient(model, start, labels)[1]
-    return project(start + 1.25 * epsilon * gradient.sign(), images, epsilon)
+def from_random_start(model, images, labels, epsilon, steps=1, generator=None):
+    """The training attack: from a random start every image takes every step, fooled or not. Arguments as for `pgd`.
 
-
-def pgd_from_random_start(model, images, labels, epsilon, steps, generator=None):
-    """The training attack of Madry et al. 2018: from a random start every image takes every step, fooled or not."""
+    One step goes 1.25 epsilon (Wong et al. 2020, Algorithm 3), several go `pgd_step_size` each (Madry et al. 2018).
+    """
+    step_size = 1.25 * epsilon if steps == 1 else pgd_step_size(epsilon, steps)
     current = random_start(images, epsilon, generator)
     with frozen(model):
         for _ in range(steps):
             gradient = margin_gradient(model, current, labels)[1]
-            current = project(current + pgd_step_size(epsilon, steps) * gradient.sign(), images, epsilon)
+            current = project(current + step_size * gradient.sign(), images, epsilon)
     return current
 
 

@@ -121,8 +121,8 @@ def test_attacks_leave_the_model_as_it_was(network, images):
     labels = torch.zeros(len(images), dtype=torch.int64)
     list(attacks.fgsm(network, images, labels, [EPSILON]))
     attacks.pgd(network, images, labels, EPSILON, 2, EPSILON)
-    attacks.fgsm_from_random_start(network, images, labels, EPSILON)
-    attacks.pgd_from_random_start(network, images, labels, EPSILON, 2)
+    attacks.from_random_start(network, images, labels, EPSILON)
+    attacks.from_random_start(network, images, labels, EPSILON, steps=2)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert network.training and network[1].training
     assert [p.requires_grad for p in network.parameters()] == [False] + [True] * 7

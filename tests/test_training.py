@@ -246,7 +246,7 @@ def test_fresh_examples_change_half_a_batch_within_epsilon_and_leave_statistics(
     model = Small().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images, labels = torch.rand(8, 3, 32, 32), torch.arange(8) % 2
-    changed = training.add_fresh_fgsm(4 / 255)(model, images, labels, torch.Generator().manual_seed(0))
+    changed = training.add_fresh_examples(4 / 255)(model, images, labels, torch.Generator().manual_seed(0))
     assert torch.equal(changed[:4], images[:4])
     assert 0 < (changed[4:] - images[4:]).abs().max() <= 4 / 255 + 1e-6
     assert (
@@ -271,7 +271,7 @@ def test_a_recipe_changes_what_its_name_says(name, sides):
     assert 0 < (changed[32:] - images[32:]).abs().max() <= 4 / 255 + 1e-6
     noise = (changed - images)[:32][(images[:32] > 0.4) & (images[:32] < 0.6)]
     assert noise.std().item() == pytest.approx(0.1 if "noise" in name else 0, abs=0.01)
-    assert made == ({"recipe": name, "noise_sigma": 0.1} if "noise" in name else {})
+    assert made == {"recipe": name, "noise_sigma": 0.1 if "noise" in name else 0}
 
 
 def test_more_steps_find_worse_examples():
@@ -280,7 +280,7 @@ def test_more_steps_find_worse_examples():
     images, labels = torch.rand(6, 3, 8, 8) * 0.8 + 0.1, torch.arange(6) % 2
     weights = model[1].weight.detach()
     direction = torch.stack([(weights[1 - label] - weights[label]).reshape(3, 8, 8) for label in labels])
-    found = attacks.pgd_from_random_start(model, images, labels, 4 / 255, 3, torch.Generator().manual_seed(0))
+    found = attacks.from_random_start(model, images, labels, 4 / 255, 3, torch.Generator().manual_seed(0))
     assert torch.allclose(found, images + 4 / 255 * direction.sign(), atol=1e-6)
 
 
