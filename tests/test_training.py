@@ -323,9 +323,41 @@ def test_stain_jitter_scales_and_shifts_the_density_of_each_channel():
 def test_precision_is_what_was_asked_for():
     assert training.training_dtype("float32") == torch.float32
     assert training.training_dtype("bfloat16") == torch.bfloat16
-    assert training.training_dtype("auto") in (torch.float32, torch.bfloat16)
     with pytest.raises(ValueError, match="auto, float32 or bfloat16"):
         training.training_dtype("half")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what the CPU can do")
+@pytest.mark.parametrize("name", ["amx_bf16", "avx512_bf16", "avx512_f"])
+def test_automatic_precision_is_bfloat16_where_the_processor_multiplies_in_it(name, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, name: True})
+    assert training.training_dtype("auto") == (torch.bfloat16 if "bf16" in name else torch.float32)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_hook_and_threat_see_the_precision_of_training_and_the_score_is_in_float32(
+    precision, sides, tmp_path
+):
+    """What each forward pass of one epoch computes in, told by the logits it gives."""
+    seen = {"hook": set(), "threat": set(), "other": set()}
+    by, model = ["other"], Small()
+    model.register_forward_hook(lambda module, given, logits: seen[by[0]].add(logits.dtype))
+
+    def asking(who):
+        def change(model, images, labels, generator=None):
+            by[0] = who
+            attacks.margin_gradient(model, images, labels)
+            by[0] = "other"
+            assert images.dtype == torch.float32
+            return images
+
+        return change
+
+    settings = SETTINGS | {"epochs": 1, "precision": precision}
+    path = tmp_path / "models" / "a.safetensors"
+    training.train(model, *sides, path, {}, hook=asking("hook"), threat=asking("threat"), **settings)
+    dtype = getattr(torch, precision)
+    assert seen == {"hook": {dtype}, "threat": {dtype}, "other": {dtype, torch.float32}}
 
 
 def test_densenet_trains_in_bfloat16(sides, tmp_path):
