@@ -39,7 +39,8 @@ def _unbroken(page):
 def publish(run, provenance):
     """Build `reports/<run>/` from `runs/<run>/`, put it in the place of the last one, and return its index.html.
 
-    provenance: {"commit", "versions", "device", "started", "seconds"}, which goes into results.json.
+    provenance: {"commit", "versions", "device", "started", "seconds", "training_seconds", "training_precision"}, which goes into
+    results.json.
     Raises FileNotFoundError when the run lacks a file, ValueError when results.json is no valid JSON (a NaN counts as that);
     then the last report is as it was.
     """
@@ -246,7 +247,10 @@ def _index_body(run, summary, dataset, provenance, pages):
         ("Images", f"{dataset['name']}: {dataset['images']} images of {dataset['cases']} cases"),
         ("Started", provenance["started"]),
         ("Device", provenance["device"]),
-        ("All trainings", f"{provenance['training_seconds'] / 60:.0f} minutes"),
+        (
+            "All trainings",
+            f"{provenance['training_seconds'] / 60:.0f} minutes, in {provenance['training_precision']}",
+        ),
         ("This pass", f"{provenance['seconds'] / 60:.1f} minutes, finished work of earlier ones kept"),
         ("Commit", provenance["commit"] or "not under git"),
         ("Versions", versions),

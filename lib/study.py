@@ -347,6 +347,7 @@ def _publish_if_changed(stages, run, folder):
         "started": min(record["started"] for record in records),
         "seconds": round(sum(record["seconds"] for record in records), 1),
         "training_seconds": round(sum(map(_seconds, (folder / "history").glob("*.csv"))), 1),
+        "training_precision": _precisions(folder / "models"),
     }
     from lib.report import publish
 
@@ -361,6 +362,13 @@ def _publish_if_changed(stages, run, folder):
 
 
 # ---------------------------------------------------------------------------------------------- files
+
+
+def _precisions(models):
+    """What the checkpoints in this folder were trained in, "bfloat16", say: the parameter "auto" does not tell."""
+    recipes = [runs.read_json(file).get("recipe", {}) for file in models.glob("*.json")]
+    found = {recipe["precision"].removeprefix("torch.") for recipe in recipes if "precision" in recipe}
+    return " and ".join(sorted(found))
 
 
 def _seconds(history):

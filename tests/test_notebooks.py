@@ -176,6 +176,7 @@ def test_a_killed_study_goes_on_where_it_was(smoke):
     results = json.loads((report / "results.json").read_text())
     assert results["dataset"]["synthetic"] and results["provenance"]["seconds"] > 0
     assert results["provenance"]["training_seconds"] > 0
+    assert results["provenance"]["training_precision"] in ("float32", "bfloat16")
     counted = [row["images"] for row in results["split"] if (row["split_by"], row["fold"]) == ("case", 0)]
     assert sum(counted) == results["dataset"]["images"], "images that only gave starting weights do not count"
     assert {"index.html", "summary.md", "predictions.csv.gz", "attacks.csv", "figures"} <= {

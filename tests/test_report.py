@@ -21,6 +21,7 @@ PROVENANCE = {
     "started": "2026-01-01T00:00:00+00:00",
     "seconds": 61.0,
     "training_seconds": 120.0,
+    "training_precision": "bfloat16",
 }
 
 
