@@ -180,16 +180,19 @@ def _rows_under(side, answer, attacker, attack, epsilons, steps, columns):
     )
     rows = []
     for epsilon, perturbed in zip(epsilons, made, strict=True):
-        changed = {} if attack == "none" else {"clean": clean, "perturbed": perturbed}
+        margins = answer(perturbed)
+        changed = {}
+        if attack != "none":
+            saved, saved_margins = in_8_bits(perturbed), margins.copy()
+            moved = (saved - perturbed).abs().flatten(1).amax(
+                1
+            ) > 1e-6  # one step from whole values ends on whole values
+            if moved.any():
+                saved_margins[moved.numpy()] = answer(saved[moved])
+            changed = {"clean": clean, "perturbed": perturbed, "margins_8bit": saved_margins}
         rows.append(
             evaluation.prediction_rows(
-                table,
-                attack=attack,
-                epsilon=epsilon,
-                margins=answer(perturbed),
-                margins_8bit=answer(in_8_bits(perturbed)) if changed else None,
-                **columns,
-                **changed,
+                table, attack=attack, epsilon=epsilon, margins=margins, **columns, **changed
             )
         )
     return pd.concat(rows, ignore_index=True)

@@ -120,7 +120,7 @@ def test_the_report_of_drawn_tissue_says_so_and_holds_figures_once(finished, sna
     assert "written to runs/toy" in page, "the folders of this machine are left out"
     assert 'href="06_comparison.html#findings"' in page
     results = json.loads((folder / "results.json").read_text())
-    assert "<td>2 minutes</td>" in (folder / "index.html").read_text()
+    assert "<td>2 minutes, in bfloat16</td>" in (folder / "index.html").read_text()
     assert results["provenance"] == PROVENANCE and results["metrics"] == [{"n": 1}, {"n": None}]
     assert results["parameters"] == {"data_root": "breakhis"}
     assert gzip.decompress((folder / "split.csv.gz").read_bytes()).decode() == "image,case\na.png,14-1\n"
