@@ -184,9 +184,8 @@ def _rows_under(side, answer, attacker, attack, epsilons, steps, columns):
         changed = {}
         if attack != "none":
             saved, saved_margins = in_8_bits(perturbed), margins.copy()
-            moved = (saved - perturbed).abs().flatten(1).amax(
-                1
-            ) > 1e-6  # one step from whole values ends on whole values
+            # One step of a whole epsilon from whole values ends on whole values: nothing to show the model again.
+            moved = (saved - perturbed).abs().amax((1, 2, 3)) > 1e-6
             if moved.any():
                 saved_margins[moved.numpy()] = answer(saved[moved])
             changed = {"clean": clean, "perturbed": perturbed, "margins_8bit": saved_margins}

@@ -1,16 +1,16 @@
 """Compares the accuracies of two published reports: python tests/compare_reports.py reports/quick /tmp/x/reports/quick
 
-On one machine the same seed gives the same numbers. Another processor rounds differently, and training carries that on: two kinds
-of processor differed by up to 0.09 clean and 0.35 under attack, of one class by 0.22 and 0.70, since to which class a model
-leans is chance. So the accuracy of all images may move by CLEAN or ATTACKED, that of one class clean by ATTACKED, and the rows
-must be the same. What adversarial training gains over the baseline is a result where it is LARGE: a quarter must be there again.
+On one machine the same seed gives the same numbers. Another processor rounds differently, and training carries that on, so
+a clean accuracy may move by CLEAN, an attacked one, or one class's clean one, by ATTACKED, one class's attacked one by LEAN: to which
+class an attacked model leans is chance (two processors differed by up to 0.70 there, by 0.35 over both classes). Which rows there
+are must be equal everywhere. What adversarial training gains over the baseline is a result where it is LARGE: a quarter must be there again.
 """
 
 import json
 import sys
 from pathlib import Path
 
-CLEAN, ATTACKED, LARGE = 0.15, 0.45, 0.3
+CLEAN, ATTACKED, LEAN, LARGE = 0.12, 0.35, 0.75, 0.3
 KEY = ("model", "attack", "epsilon", "split_by", "seed", "source_model", "subset")
 
 
@@ -27,17 +27,14 @@ def differences(committed, fresh):
     """What is not within tolerance, in words; empty where the reports agree."""
     found = [f"only in one report: {key}" for key in sorted(set(committed) ^ set(fresh))]
     for key in sorted(set(committed) & set(fresh)):
-        one, two, clean = committed[key], fresh[key], key[1] == "none"
-        allowed = {"n": 0}
-        if key[-1] == "all":
-            allowed["accuracy"] = CLEAN if clean else ATTACKED
-        if clean:
-            allowed |= {"sensitivity": ATTACKED, "specificity": ATTACKED}
-        found += [
-            f"{' '.join(key)}: {rate} {one[rate]} of {one['n']} committed, {two[rate]} of {two['n']} fresh"
-            for rate, most in allowed.items()
-            if abs((one[rate] or 0) - (two[rate] or 0)) > most
-        ]
+        tolerance = CLEAN if key[1] == "none" else ATTACKED if key[-1] == "all" else LEAN
+        one, two = committed[key], fresh[key]
+        by_class = ("sensitivity", "specificity") if key[1] == "none" else ()
+        for rate, most in (("accuracy", tolerance), *((rate, ATTACKED) for rate in by_class)):
+            if one["n"] != two["n"] or abs((one[rate] or 0) - (two[rate] or 0)) > most:
+                found.append(
+                    f"{' '.join(key)}: {rate} {one[rate]} of {one['n']} committed, {two[rate]} of {two['n']} fresh"
+                )
     return found
 
 
@@ -57,11 +54,7 @@ if __name__ == "__main__":
     (committed, its_results), (fresh, new_results) = (rows(folder) for folder in sys.argv[1:3])
     found = differences(committed, fresh) + lost(its_results, new_results)
     moved = max(
-        (
-            abs(committed[key]["accuracy"] - fresh[key]["accuracy"])
-            for key in set(committed) & set(fresh)
-            if key[-1] == "all"
-        ),
+        (abs(committed[key]["accuracy"] - fresh[key]["accuracy"]) for key in set(committed) & set(fresh)),
         default=0,
     )
     print("\n".join(found) or f"{len(fresh)} rows agree; the largest move is {moved:.3f}")
