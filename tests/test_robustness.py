@@ -79,6 +79,22 @@ def test_color_only_is_judged_anew_when_its_training_images_change(run, tmp_path
     assert (again["margin"] != color["margin"]).any()
 
 
+@pytest.mark.parametrize("epsilon", [2 / 255, 2.5 / 255])
+def test_the_margin_in_8_bits_is_that_of_the_rounded_images(epsilon, run, monkeypatch):
+    """A whole epsilon leaves nothing to round, so the model is shown these images once."""
+    folder, images = run
+    batch, labels = images.side("test").tensors()
+    model = models.load(folder / "models" / "defended.safetensors")
+    (made,) = robustness.perturb(model, batch, labels, "fgsm", [epsilon])
+    expected = evaluation.predict(model, robustness.in_8_bits(made))
+    shown, predict = [], evaluation.predict
+    monkeypatch.setattr(evaluation, "predict", lambda model, x: shown.append(len(x)) or predict(model, x))
+    rows = robustness.evaluate(folder, "defended", images, ["fgsm"], epsilons=[epsilon])
+    assert np.allclose(rows["margin_8bit"], expected, atol=1e-4)
+    assert sum(shown) == len(batch) * (1 if epsilon == 2 / 255 else 2)
+    assert rows["margin"].equals(rows["margin_8bit"]) == (epsilon == 2 / 255)
+
+
 STEPS = {"pgd": 2, "apgd_ce": 3, "fab": 3, "square": 20}
 
 
