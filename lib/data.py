@@ -7,6 +7,7 @@ A table has one row per image; everything about an image is read from its file n
 import hashlib
 import re
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import imagehash
@@ -431,19 +432,23 @@ def load_pixels(table, image_size, skip_bad_files=False, cache=None):
             # Pixels first, then the name: what a killed run half wrote lies past the last name and is overwritten.
             pixels.touch()
             names.touch()
-            with runs.writing(pixels), open(pixels, "r+b") as data, open(names, "r+") as listed:
+            with (
+                runs.writing(pixels),
+                open(pixels, "r+b") as data,
+                open(names, "r+") as listed,
+                ThreadPool() as pool,
+            ):
                 data.seek(len(known) * row_bytes)
                 listed.seek(len(known) * NAME_LENGTH)
                 listed.truncate()
-                rows = zip(missing["path"], missing["sha256"], strict=True)
-                for path, sha in tqdm(
-                    rows, total=len(missing), desc=f"decoding at {image_size} px", unit="image"
-                ):
+                decoded = pool.imap(lambda path: decode(path, image_size), missing["path"])
+                for sha in tqdm(missing["sha256"], desc=f"decoding at {image_size} px", unit="image"):
                     try:
-                        data.write(decode(path, image_size).tobytes())
+                        image = next(decoded)
                     except ValueError as error:
                         bad.append((sha, str(error)))
                         continue
+                    data.write(image.tobytes())
                     data.flush()
                     listed.write(sha + "\n")
                     listed.flush()

@@ -130,6 +130,25 @@ def test_a_checkpoint_that_is_missing_damaged_or_does_not_fit(tmp_path):
         models.load(path)
 
 
+def test_frozen_batch_norm_answers_as_torchs_own_does():
+    generator = torch.Generator().manual_seed(0)
+    own, x = models.BatchNorm(5), 3 * torch.randn((4, 5, 6, 7), generator=generator)
+    torchs = torch.nn.BatchNorm2d(5)
+    with torch.no_grad():
+        for value in own.state_dict().values():
+            value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
+    torchs.load_state_dict(own.state_dict())
+    for module in (own, torchs):
+        module.eval().requires_grad_(False)
+    answers = []
+    for module in (own, torchs):
+        shown = x.clone().requires_grad_(True)
+        answer = module(shown)
+        answers += [answer.detach(), torch.autograd.grad(answer.square().sum(), shown)[0]]
+    torch.testing.assert_close(answers[:2], answers[2:])
+    assert all(torch.equal(own.state_dict()[name], value) for name, value in torchs.state_dict().items())
+
+
 def test_importing_leaves_warnings_on():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
