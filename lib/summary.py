@@ -76,7 +76,7 @@ def write(results, split_by, primary_defense, other=None):
         *_by_class(rows),
     ]
     text += _leakage(results, other.values())
-    text += _beside(results, {name: them for name, them in other.items() if _rows(them, split_by)}, split_by)
+    text += _beside(results, other)
     return "\n".join([*text, *_checks(results["checks"]), *_papers(results["papers"])]) + "\n"
 
 
@@ -246,11 +246,11 @@ def leak_sentences(crossing):
     ]
 
 
-def _beside(results, other, split_by):
-    """Runs on the same images and split, such as other seeds: every value in the order of the runs."""
+def _beside(results, other):
+    """Runs on the same images, such as other seeds, each by its own split: every value in the order of the runs."""
     if not other:
         return []
-    every = [_rows(each, split_by) for each in (results, *other.values())]
+    every = [_rows(each, each["parameters"]["split_by"]) for each in (results, *other.values())]
     lines = [
         "",
         "## Beside other runs",
@@ -286,7 +286,7 @@ def _beside(results, other, split_by):
     return [
         *lines,
         "",
-        "A seed draws split, starting weights, batches and noise anew, so test images differ too.",
+        "A seed draws split, starting weights, batches and noise anew, so test images differ too, as they do between splits.",
     ]
 
 

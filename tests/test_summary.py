@@ -69,11 +69,17 @@ def test_other_seeds_and_the_other_split_stand_beside(results):
     both = summary.write(results, "case", "adversarial_training", {"second": seed})
     assert "1. quick, this one\n2. second: seed 1\n" in both
     assert f"| clean | {clean['accuracy']:.2f}, 0.12 | " in both.split("Beside other runs")[1]
+    color = of(results, "color_only", "none")
     by_image = results | {
-        "metrics": [dict(clean, split_by="image", balanced_accuracy=0.999, balanced_accuracy_low=None)]
+        "metrics": [
+            dict(clean, split_by="image", balanced_accuracy=0.999, balanced_accuracy_low=None),
+            dict(color, accuracy=0.456),  # of its own split, which that run shows too
+        ],
+        "parameters": results["parameters"] | {"run": "by_image", "split_by": "image"},
     }
     both = summary.write(results, "case", "adversarial_training", {"by_image": by_image})
-    assert "Beside other runs" not in both
+    beside = both.split("Beside other runs")[1]
+    assert f"| clean | {clean['accuracy']:.2f}, {clean['accuracy']:.2f} | " in beside and "0.46" not in beside
     assert f"| 1.00 | {clean['balanced_accuracy']:.2f} [" in both
     assert f"] | {0.999 - clean['balanced_accuracy']:.2f} |" in both
 
