@@ -526,7 +526,8 @@ def accuracy_over_sigma(metrics, sigmas, split_by=None):
     right.set(title="Clean test images, by class", ylabel="fraction of the class")
     for axes in (left, right):
         axes.set_xlabel("sigma of the noise (range of a pixel value: 0 to 1)")
-        axes.set_xticks(sorted(set(sigmas.values())))
+        ticks = sorted(set(sigmas.values()))
+        axes.set_xticks(ticks, [f"{sigma:g}" for sigma in ticks])
         axes.legend(
             loc="upper center",
             bbox_to_anchor=(0.5, -0.22),
