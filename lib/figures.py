@@ -524,9 +524,9 @@ def accuracy_over_sigma(metrics, sigmas, split_by=None):
         )
     left.set(title="All test images", ylabel="accuracy (fraction of images)", ylim=(-0.03, 1.03))
     right.set(title="Clean test images, by class", ylabel="fraction of the class")
+    ticks = sorted(set(sigmas.values()))
     for axes in (left, right):
         axes.set_xlabel("sigma of the noise (range of a pixel value: 0 to 1)")
-        ticks = sorted(set(sigmas.values()))
         axes.set_xticks(ticks, [f"{sigma:g}" for sigma in ticks])
         axes.legend(
             loc="upper center",
