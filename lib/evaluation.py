@@ -46,6 +46,7 @@ COMPARISONS = [
     *("model_a", "model_b", "attack", "epsilon", "split_by", "difference", "low", "high", "p_value", "test"),
     *("p_holm", "seed", "source_model", "n", "n_cases"),
 ]
+LEAKAGE = ["model", "by_image", "by_case", "leakage", "low", "high", "n_image", "n_case", "n_cases"]
 TEXT = ["image", "case", "label", "subtype", "split", "split_by", "model", "attack", "source_model"]
 WHOLE = ["magnification", "fold", "seed"]
 # From no attack to the strongest.
@@ -283,9 +284,7 @@ def _strength(attack):
 
 def _measure(rows, resamples, seed):
     malignant, right = rows["malignant"].to_numpy(), rows["right"].to_numpy()
-    outcomes = np.column_stack(
-        [right & malignant, ~right & malignant, right & ~malignant, ~right & ~malignant]
-    )
+    outcomes = _counts(right, malignant)
     low, high = bootstrap_interval(outcomes, rows["case"], malignant, _rates, resamples=resamples, seed=seed)
     tp, fn, tn, fp = (int(count) for count in outcomes.sum(0))
     positives, negatives = tp + fn, tn + fp
@@ -323,6 +322,11 @@ def _measure(rows, resamples, seed):
         "tn": tn if negatives else None,
         "fn": fn if positives else None,
     }
+
+
+def _counts(right, malignant):
+    """Of each image whether it is a tp, fn, tn or fp: bool (N, 4)."""
+    return np.column_stack([right & malignant, ~right & malignant, right & ~malignant, ~right & ~malignant])
 
 
 def _rates(sums, n=None):
@@ -440,6 +444,41 @@ def comparisons(predictions, baseline="baseline", resamples=2000, seed=0):
     found = pd.DataFrame(found, columns=COMPARISONS)
     found["p_holm"] = found.groupby(["split_by", "seed"])["p_value"].transform(holm)
     return found
+
+
+def leakage(tables, resamples=2000, seed=0):
+    """What a model's balanced accuracy on clean test images loses when no case is known: a row (`LEAKAGE`) a model judged by both splits.
+
+    tables: predictions of one run or more; of several that hold a model by one split, the first counts. The interval of the difference
+    resamples cases, a case with its test images of both splits, and is null under five cases in a class.
+    """
+    clean = {"image": {}, "case": {}}
+    for table in tables:
+        rows = tested_rows(table[table["attack"] == "none"])
+        for (model, kind), group in rows.groupby(["model", "split_by"]):
+            if kind in clean:
+                clean[kind].setdefault(model, group)
+    found = []
+    for model in sorted(set(clean["image"]) & set(clean["case"])):
+        both = [clean[kind][model] for kind in ("image", "case")]
+        rows = pd.concat(both, ignore_index=True)
+        by_image = (rows["split_by"] == "image").to_numpy()[:, None]
+        counts = _counts(rows["right"].to_numpy(), rows["malignant"].to_numpy())
+        counts = np.column_stack([counts * by_image, counts * ~by_image])
+
+        def fall(sums, _):
+            return _rates(sums[:, :4])[:, 1] - _rates(sums[:, 4:])[:, 1]
+
+        of_image, of_case = (_rates(counts.sum(0)[part])[1] for part in (slice(4), slice(4, 8)))
+        low, high = bootstrap_interval(
+            counts, rows["case"], rows["malignant"], fall, resamples=resamples, seed=seed
+        )
+        found.append(
+            {"model": model, "by_image": of_image, "by_case": of_case, "leakage": of_image - of_case}
+            | {"low": low, "high": high, "n_image": len(both[0]), "n_case": len(both[1])}
+            | {"n_cases": rows["case"].nunique()}
+        )
+    return pd.DataFrame(found, columns=LEAKAGE)
 
 
 def holm(p_values):

@@ -75,7 +75,7 @@ def write(results, split_by, primary_defense, other=None):
         "",
         *_by_class(rows),
     ]
-    text += _leakage(results, other.values())
+    text += _leakage(results, other)
     text += _beside(results, other)
     return "\n".join([*text, *_checks(results["checks"]), *_papers(results["papers"])]) + "\n"
 
@@ -101,6 +101,12 @@ def _value(row, rate="accuracy"):
     return "" if row is None else wording.number(row[rate]) + wording.interval(row, rate)
 
 
+def _difference(value, row):
+    """A difference of two rates in points, with the interval that `row` holds where there is one."""
+    interval = "" if row["low"] is None else f" [{100 * row['low']:+.0f}, {100 * row['high']:+.0f}]"
+    return f"{100 * value:+.0f} points{interval}"
+
+
 def _header(*names):
     return ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
 
@@ -122,9 +128,7 @@ def _in_short(results, rows, split_by, primary_defense):
         row = differences.get((model, attack, epsilon))
         if row is None:
             return "not compared"
-        points = f"{100 * row['difference']:+.0f} points"
-        if row["low"] is not None:
-            points += f" [{100 * row['low']:+.0f}, {100 * row['high']:+.0f}]"
+        points = _difference(row["difference"], row)
         return f"{points}, p = {row['p_value']:.2g} (corrected {row['p_holm']:.2g})"
 
     audited = any(key[1:] == ("square", epsilon) for key in rows)
@@ -211,27 +215,27 @@ def _by_class(rows):
 
 def _leakage(results, other):
     """The models that were judged on both splits: how much of an accuracy is the images that share a case with training."""
-    everything = [*other, results]  # of several, this run's own values
-    clean = {kind: {} for kind in ("image", "case")}
-    for each in everything:
-        for kind, found in clean.items():
-            found |= {model: row for (model, attack, _), row in _rows(each, kind).items() if attack == "none"}
-    both = [name for name in figures.MODEL_COLORS if name in clean["image"] and name in clean["case"]]
-    if not both:
+    if not results["leakage"]:
         return []
+    every = [results, *other.values()]
+
+    def clean(model, kind):
+        return next(filter(None, (_rows(each, kind).get((model, "none", 0.0)) for each in every)))
+
     lines = [
         "",
         "## What accuracy is made of: split by image and by case",
         "",
         "Split by image, cases lie on both sides, and a model may know the case by its stain. Clean test images; the last column is the "
-        "balanced accuracy that goes when no case is known.",
+        "balanced accuracy that goes when no case is known, with an interval from resampling the cases of both splits together.",
         "",
         *_header("model", "by image", "by case", "balanced by image", "balanced by case", "leakage"),
     ]
-    for name in both:
-        pair = clean["image"][name], clean["case"][name]
+    found = {row["model"]: row for row in results["leakage"]}
+    for name in filter(found.get, figures.MODEL_COLORS):
+        pair = [clean(name, kind) for kind in ("image", "case")]
         cells = [_value(row, rate) for rate in ("accuracy", "balanced_accuracy") for row in pair]
-        cells.append(wording.number(pair[0]["balanced_accuracy"] - pair[1]["balanced_accuracy"]))
+        cells.append(_difference(found[name]["leakage"], found[name]))
         lines.append(f"| {' | '.join([wording.model_name(name), *cells])} |")
     crossing = results["dataset"].get("crossing", ())
     return [*lines, *[""] * bool(crossing), *leak_sentences(crossing)]

@@ -72,7 +72,11 @@ def readable(rows, columns):
             return escape(str(value))
         if value.is_integer() and value > 1:  # a count in a column with gaps
             return f"{value:.0f}"
-        low, high = ("low", "high") if name in ("difference", "measured") else (f"{name}_low", f"{name}_high")
+        low, high = (
+            ("low", "high")
+            if name in ("difference", "leakage", "measured")
+            else (f"{name}_low", f"{name}_high")
+        )
         return (
             f"{value:.3f}" if name.startswith("p_") else number(value) + _between(row.get(low), row.get(high))
         )

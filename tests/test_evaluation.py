@@ -303,6 +303,48 @@ def test_no_predictions_give_empty_tables():
     assert checks.verdicts(empty) == []
 
 
+# ---------------------------------------------------------------- leakage
+
+
+def test_leakage_is_the_difference_of_balanced_accuracies_of_resampled_tables():
+    """Oracle: whole cases drawn image by image, both splits with them, measured by scikit-learn."""
+    table, by_image = random_table(3)
+    by_case = by_image + np.random.default_rng(0).normal(size=len(table))
+    some = np.arange(len(table)) % 3 > 0  # the split by image tests fewer images
+    mine = rows(table, by_case)
+    others = rows(table[some].assign(split_by="image"), by_image[some])
+    row = one(evaluation.leakage([mine, others], resamples=200, seed=4), model="baseline")
+
+    malignant = table["label"] == "malignant"
+    names = [sorted(table.loc[malignant == kind, "case"].unique()) for kind in (False, True)]
+    counts = [evaluation._case_counts(len(each), 200, 4, kind).astype(int) for kind, each in enumerate(names)]
+    falls = []
+    for drawn in [[np.ones(len(each)) for each in names], *zip(*counts, strict=True)]:
+        times = {case: n for kind in (0, 1) for case, n in zip(names[kind], drawn[kind], strict=True)}
+        weight = table["case"].map(times)
+        of_image = oracle.balanced_accuracy_score(
+            malignant[some], by_image[some] > 0, sample_weight=weight[some]
+        )
+        falls.append(of_image - oracle.balanced_accuracy_score(malignant, by_case > 0, sample_weight=weight))
+    assert row["leakage"] == pytest.approx(falls[0]) == pytest.approx(row["by_image"] - row["by_case"])
+    assert [row["low"], row["high"]] == pytest.approx(list(np.quantile(falls[1:], [0.025, 0.975])))
+    assert (row["n_image"], row["n_case"], row["n_cases"]) == (some.sum(), len(table), 20)
+
+
+def test_leakage_needs_both_splits_and_takes_the_first_table_that_has_one():
+    table, margins = random_table(1)
+    by_case, by_image = rows(table, margins), rows(table.assign(split_by="image"), margins)
+    assert list(evaluation.leakage([by_case]).columns) == evaluation.LEAKAGE
+    assert evaluation.leakage([by_case]).empty
+    attacked = rows(table.assign(split_by="image"), margins, attack="fgsm", epsilon=0.1)
+    assert evaluation.leakage([by_case, attacked]).empty
+    row = one(evaluation.leakage([by_case, by_image, by_image.assign(margin=-by_image["margin"])]))
+    assert (row["leakage"], row["low"], row["high"]) == (0, 0, 0)
+    few, answers = random_table(1, cases=6)
+    row = one(evaluation.leakage([rows(few, answers), rows(few.assign(split_by="image"), -answers)]))
+    assert np.isfinite(row["leakage"]) and np.isnan([row["low"], row["high"]]).all()
+
+
 # ---------------------------------------------------------------- intervals
 
 

@@ -75,6 +75,9 @@ def test_every_row_of_a_committed_report_follows_from_its_predictions(folder):
     assert evaluation.records(evaluation.metrics(everything)) == results["metrics"]
     assert evaluation.records(evaluation.comparisons(everything)) == results["comparisons"]
     assert checks.verdicts(table, results["audit"]) == results["checks"]
+    beside = [folder.parent / name / "predictions.csv.gz" for name in results["parameters"]["compare_with"]]
+    leakage = evaluation.records(evaluation.leakage([table, *map(evaluation.read_piece, beside)]))
+    assert results.get("leakage", leakage) == leakage  # older reports hold none
 
 
 @pytest.mark.parametrize("folder", REPORTS, ids=lambda path: path.name)
