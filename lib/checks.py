@@ -125,12 +125,21 @@ def _found_by_more_steps(audit):
             yield row["accuracy"] - most["accuracy"], where
 
 
+def _rise_over_steps(audit):
+    tried = audit[audit["restarts"] <= 1].sort_values("steps").to_dict("records")
+    for k in range(1, len(tried)):
+        row, lowest = tried[k], min(earlier["margin"] for earlier in tried[:k])
+        if tried[0]["margin"] > 0:
+            where = f"{row['steps']} steps at {format_epsilon(row['epsilon'])}, {row['n']} images"
+            yield (row["margin"] - lowest) / tried[0]["margin"], where
+
+
 def _without_gradient(audit):
     for row in audit[audit["steps"] == 0].to_dict("records"):
         yield row["zero_gradient"], f"{row['n']} clean images"
 
 
-OF_AUDIT = (_found_by_more_steps, _without_gradient)
+OF_AUDIT = (_found_by_more_steps, _rise_over_steps, _without_gradient)
 
 
 def _weaker_class(right, part):
@@ -190,6 +199,13 @@ CHECKS = [
         "at most",
         0.05,
         "PGD with more steps and restarts turns another {value:.1%} of some images",
+    ),
+    (
+        "the loss grows over the steps",
+        _rise_over_steps,
+        "at most",
+        0.05,
+        "The mean margin left under PGD, as a share of the clean one, changes by {value:+.3f} from the lowest after fewer steps",
     ),
     (
         "a huge epsilon turns everything",

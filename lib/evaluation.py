@@ -537,7 +537,10 @@ def worst_case(predictions):
             # Wrong before right; among the wrong the smallest epsilon; then the lowest margin toward the truth.
             order = part.assign(first=part["epsilon"].where(~part["right"], 2.0))
             order = order.sort_values(["first", "toward_truth"], kind="stable").drop_duplicates(TESTED)
-            order = order.sort_values(TESTED).assign(attack="worst_case", epsilon=epsilon, source_model="")
+            # An image that nothing changed is whole in 8 bits.
+            whole = order["margin_8bit"].fillna(order["margin"].where(order["attack"] == "none"))
+            order = order.assign(margin_8bit=whole, attack="worst_case", epsilon=epsilon, source_model="")
+            order = order.sort_values(TESTED)
             found.append(order[COLUMNS])
     found = [part for part in found if len(part)] or found
     return pd.concat(found, ignore_index=True)

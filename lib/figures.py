@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
 
-from lib import wording
+from lib import runs, wording
 
 WIDTH = 8.2  # inches; at 110 dots an inch the width of a report's page, about 900 pixels
 PALETTE = sns.color_palette("colorblind")
@@ -86,9 +86,8 @@ def show(figure, folder, name, alt, tissue=False):
     about = PngInfo()
     about.add_text("Shows tissue", "yes" if tissue else "no")
     about.add_itxt("Description", alt)
-    file = Path(folder) / "figures" / f"{name}.png"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    image.save(file, pnginfo=about, optimize=True)
+    with runs.whole_file(Path(folder) / "figures" / f"{name}.png") as part:
+        image.save(part, format="png", pnginfo=about, optimize=True)
     return show_again(folder, name)
 
 
@@ -485,6 +484,33 @@ def accuracy_curves(metrics, subset="all", attacks=("fgsm", "pgd"), split_by=Non
     ]
     handles.append(Line2D([], [], color="0.1", ls=":", label="always malignant"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
+    return figure
+
+
+@_styled
+def ssim_curves(distances):
+    """How alike attacked images and originals look: mean SSIM over epsilon, a panel for each attack, 95 % bands over cases.
+
+    distances: rows of `audit.distances` of one split and seed, of which FGSM and PGD are shown.
+    """
+    attacks = [attack for attack in ("fgsm", "pgd") if (distances["attack"] == attack).any()]
+    rows = distances[distances["attack"].isin(attacks)].sort_values("epsilon")
+    models = _in_order(set(rows["model"]), MODEL_COLORS)
+    colors, epsilons = colors_of(models), sorted({0.0, *rows["epsilon"]})
+    title = "How alike attacked images and their originals look"
+    figure, grid = _panels(1, len(attacks), 4.0, title, sharey=True)
+    for axes, attack in zip(grid.flat, attacks, strict=True):
+        for model in models:
+            points = rows[(rows["model"] == model) & (rows["attack"] == attack)]
+            x = [0, *map(epsilons.index, points["epsilon"])]  # a clean image is its own original
+            y, low, high = ([1.0, *points[name]] for name in ("ssim", "ssim_low", "ssim_high"))
+            axes.plot(x, y, marker="o", color=colors[model], label=wording.model_name(model))
+            axes.fill_between(x, low, high, color=colors[model], alpha=0.12, linewidth=0)
+        axes.set(title=wording.attack_name(attack), xlabel="epsilon (not to scale)", ylim=(None, 1.01))
+        axes.set_xticks(range(len(epsilons)), [wording.format_epsilon(each) for each in epsilons])
+    grid.flat[0].set_ylabel("mean SSIM (1: the same picture)")
+    handles, names = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4), frameon=False)
     return figure
 
 

@@ -247,9 +247,19 @@ def read_json(path):
 
 
 def write_json(path, value):
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file, whole or not at all. Raises ValueError for NaN and infinities."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_table(path, frame):
+    """Write a DataFrame as CSV, whole or not at all."""
+    write_text(path, frame.to_csv(index=False))
+
+
+def write_text(path, text):
+    """Write a text file, whole or not at all."""
     with whole_file(path) as part:
-        part.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
+        part.write_text(text, "utf-8")
 
 
 def versions(*packages):

@@ -1,6 +1,7 @@
 """The summary of a run in Markdown: what it found in short, then the tables that say so."""
 
 import json
+import sys
 from collections import Counter
 
 from lib import checks, evaluation, figures, papers, runs, wording
@@ -24,9 +25,9 @@ READING = (
 
 
 def published(names, dataset):
-    """The results of other published reports by name, to show beside.
+    """The results of other published reports by name, to show beside; one that stands on other images is left out, and said so.
 
-    dataset: that of this run. Raises FileNotFoundError where there is no such report, ValueError where it stands on other images.
+    dataset: that of this run. Raises FileNotFoundError where there is no such report.
     """
     found = {}
     for name in names:
@@ -35,9 +36,11 @@ def published(names, dataset):
             raise FileNotFoundError(
                 f"No published report {name!r} to compare with: run it first, or take it out of compare_with."
             )
-        found[name] = json.loads(path.read_text("utf-8"))
-        if found[name]["dataset"]["fingerprint"] != dataset["fingerprint"]:
-            raise ValueError(f"{name!r} stands on other images than this run: take it out of compare_with.")
+        results = json.loads(path.read_text("utf-8"))
+        if results["dataset"]["fingerprint"] == dataset["fingerprint"]:
+            found[name] = results
+        else:
+            print(f"not shown beside: {name} stands on other images than this run", file=sys.stderr)
     return found
 
 
@@ -75,6 +78,7 @@ def write(results, split_by, primary_defense, other=None):
         "",
         *_by_class(rows),
     ]
+    text += _falls(results, split_by)
     text += _leakage(results, other)
     text += _beside(results, other)
     return "\n".join([*text, *_checks(results["checks"]), *_papers(results["papers"])]) + "\n"
@@ -213,6 +217,34 @@ def _by_class(rows):
     ]
 
 
+def _falls(results, split_by):
+    """How far images are from falling: the smallest epsilon for half of them, what stands, and how alike PGD's images look."""
+    shown = {row["model"]: row for row in results["smallest_epsilons"] if row["split_by"] == split_by}
+    alike = {
+        (row["model"], row["epsilon"]): row
+        for row in results["distances"]
+        if (row["attack"], row["split_by"]) == ("pgd", split_by)
+    }
+    epsilons = sorted({epsilon for _, epsilon in alike})
+    ssim = [f"SSIM, PGD {wording.format_epsilon(epsilon)}" for epsilon in epsilons]
+    lines = _header("model", "half fall at", "stand at every epsilon", *ssim)
+    for model in filter(shown.get, figures.MODEL_COLORS):
+        at = [shown[model][end] for end in ("median", "low", "high")]
+        first, low, high = ("–" if each is None else wording.format_epsilon(each) for each in at)
+        cells = [_value(alike.get((model, epsilon)), "ssim") for epsilon in epsilons]
+        cells = [f"{first} [{low}, {high}]", wording.number(shown[model]["standing"]), *cells]
+        lines.append(f"| {' | '.join([wording.model_name(model), *cells])} |")
+    return [
+        "",
+        "## How far an image is from falling",
+        "",
+        "The first epsilon tested at which at most half of the images stand in the worst case (0: clean; – where more stand everywhere), "
+        "the share that nothing fooled, and the mean SSIM of PGD's images with their originals (1: the same picture).",
+        "",
+        *lines,
+    ]
+
+
 def _leakage(results, other):
     """The models that were judged on both splits: how much of an accuracy is the images that share a case with training."""
     if not results["leakage"]:
@@ -343,6 +375,12 @@ def _papers(records):
         lines += [""] * bool(reasons) + [f"\\* {reason}" for reason in reasons]
         lines += ["", f"What differs from {paper}, and what they leave open:", ""]
         lines += [f"- {each}" for each in own[0]["deviations"]]
-    lines += ["", "Where the published numbers contradict each other, by computation:", ""]
-    lines += [f"- {paper}: {sentence}." for paper, sentence, agrees in papers.contradictions() if not agrees]
+    for words, wanted in (
+        ("Where the published numbers contradict each other, by computation", False),
+        ("Where they agree, and what they depend on", True),
+    ):
+        lines += ["", f"{words}:", ""]
+        lines += [
+            f"- {paper}: {said}." for paper, said, agrees in papers.contradictions() if agrees == wanted
+        ]
     return lines

@@ -21,13 +21,13 @@ def study(right, model="baseline", lost_by_rounding=0, **more):
     return pd.concat(made)
 
 
-def audit(usual=0.4, most=0.4, zero=0.0, model="baseline"):
-    """What PGD finds with 5 and with 20 steps."""
+def audit(usual=0.4, most=0.4, zero=0.0, left=(2.0, 0.5, 0.4, 0.1), model="baseline"):
+    """What PGD finds with 5 and with 20 steps, and the margin that it leaves."""
     settings = [(0, 0, 0.0, 0.9), (5, 1, 0.5, usual), (20, 1, 0.125, usual), (20, 4, 0.125, most)]
     rows = [
         {"model": model, "epsilon": 4 / 255, "steps": steps, "restarts": restarts, "step_size": size}
-        | {"n": 10, "accuracy": accuracy, "margin": 0.0, "zero_gradient": None if steps else zero}
-        for steps, restarts, size, accuracy in settings
+        | {"n": 10, "accuracy": accuracy, "margin": margin, "zero_gradient": None if steps else zero}
+        for (steps, restarts, size, accuracy), margin in zip(settings, left, strict=True)
     ]
     return pd.DataFrame(rows)
 
@@ -68,6 +68,7 @@ def test_each_check_fails_on_what_it_is_for(change, broken):
     [
         ({"audited": audit(most=0.3)}, "more steps and restarts find little more"),
         ({"audited": audit(zero=0.5)}, "gradients are there"),
+        ({"audited": audit(left=(2.0, 0.2, 0.4, 0.1))}, "the loss grows over the steps"),
         ({"lost_by_rounding": 1}, "adversarial images survive saving"),
     ],
 )
@@ -79,8 +80,8 @@ def test_each_check_of_the_audit_fails_on_what_it_is_for(options, broken):
 def test_a_model_that_always_says_malignant_fails():
     table = split_table(["malignant"] * 10 + ["benign"] * 10)
     found = checks.verdicts(rows(table, np.ones(20), "always_malignant"))
-    assert [row["verdict"] for row in found] == ["not applicable"] * 10 + ["fails"]
-    assert [row["value"] for row in found] == [None] * 10 + [0.0]
+    assert [row["verdict"] for row in found] == ["not applicable"] * 11 + ["fails"]
+    assert [row["value"] for row in found] == [None] * 11 + [0.0]
     assert "specificity" in found[-1]["meaning"]
     alone = checks.verdicts(rows(table[:10], np.ones(10)))
     assert {row["verdict"] for row in alone} == {"not applicable"}

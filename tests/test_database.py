@@ -159,8 +159,7 @@ def test_what_a_copy_lacks_is_counted(drawn):
     assert sum(map(sum, database.COUNTS.values())) == database.TOTAL
 
 
-def test_the_official_folds_are_read_as_published(breakhis, tmp_path):
-    listing = pd.read_csv(breakhis / "listing.csv")
+def test_the_official_folds_are_read_as_published(listing, tmp_path):
     index = pd.DataFrame([data.parse_name(name) for name in listing["file"]])
     assert database.missing(index) == ""
     for fold in database.FOLDS:

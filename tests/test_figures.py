@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from nbclient import NotebookClient
 from PIL import Image
 
-from lib import evaluation, figures
+from lib import audit, evaluation, figures
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -383,6 +383,15 @@ def test_curves_of_both_directions_have_a_panel_each():
     )
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[:2] == ["sensitivity under FGSM", "specificity under FGSM"]
+
+
+def test_ssim_curves_start_at_the_original():
+    rows = predictions().assign(ssim=0.9)
+    figure = drawn(figures.ssim_curves(audit.distances(rows)))
+    assert [axes.get_title() for axes in figure.axes] == ["FGSM", "PGD"]
+    fgsm, pgd = ([list(line.get_ydata()) for line in axes.lines] for axes in figure.axes)
+    assert fgsm == [pytest.approx([1, 0.9, 0.9])] * 2 and pgd == [pytest.approx([1, 0.9])] * 2
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["0", "1/255", "4/255"]
 
 
 def test_steps_curves_mark_the_restarts():

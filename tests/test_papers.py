@@ -42,18 +42,12 @@ def table_of(split, right, side="test"):
         for epsilon in (0.0,) if attack == "none" else (1 / 255, 2 / 255, 4 / 255):
             count = round(right(epsilon * 255) * len(part))
             margins = np.where(order < count, signs, -signs)
-            source = "baseline" if attack == "transfer_fgsm" else ""
-            rows.append(
-                evaluation.prediction_rows(
-                    part,
-                    model=model,
-                    attack=attack,
-                    epsilon=epsilon,
-                    margins=margins,
-                    seed=0,
-                    source_model=source,
-                )
-            )
+            kind = {"model": model, "attack": attack, "epsilon": epsilon, "seed": 0}
+            if attack == "transfer_fgsm":  # the audit shows every model the images of every other
+                kind["source_model"] = "adversarial_training"
+                rows.append(evaluation.prediction_rows(part, margins=-margins, **kind))
+                kind["source_model"] = "baseline"
+            rows.append(evaluation.prediction_rows(part, margins=margins, **kind))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -110,6 +104,18 @@ def test_every_published_number_has_a_value_or_a_reason(split):
     reasons = {record["quantity"]: record["reason"] for record in without if record["measured"] is None}
     assert reasons["trained with noise: accuracy"] == "the run has no gaussian_noise under none"
     assert "no validation images" in reasons["original model under FGSM: malignant accuracy"]
+
+
+def test_transferred_images_are_the_baselines(split):
+    """The audit shows every model the images of every other: three in four stand against the baseline's, the rest against those."""
+    table = pd.concat([table_of(split, lambda k: 0.75), table_of(split, lambda k: 0.75, "validation")])
+    found = papers.records(table, data.split_counts(split), PARAMETERS)
+    (own,) = (
+        record
+        for record in found
+        if record["quantity"] == "model B: accuracy" and record["tested"].startswith("the baseline's")
+    )
+    assert (own["measured"], own["n"]) == (0.75, 8)
 
 
 def test_measured_quantities_are_those_of_scikit_learn(split):

@@ -9,7 +9,7 @@ import tomllib
 import pytest
 import yaml
 
-from lib import checks, evaluation, report, runs
+from lib import checks, data, evaluation, papers, report, runs
 
 REPORTS = sorted(path.parent for path in (runs.ROOT / "reports").glob("*/results.json"))
 ASKED_FOR = {
@@ -77,7 +77,12 @@ def test_every_row_of_a_committed_report_follows_from_its_predictions(folder):
     assert checks.verdicts(table, results["audit"]) == results["checks"]
     beside = [folder.parent / name / "predictions.csv.gz" for name in results["parameters"]["compare_with"]]
     leakage = evaluation.records(evaluation.leakage([table, *map(evaluation.read_piece, beside)]))
-    assert results.get("leakage", leakage) == leakage  # older reports hold none
+    assert leakage == results["leakage"]
+    split = data.load_split(folder / "split.csv.gz")
+    split = split[split["magnification"].isin(results["dataset"]["magnifications"])]
+    if not results["dataset"]["synthetic"]:
+        used = results["parameters"]
+        assert papers.records(table, data.split_counts(split), used) == results["papers"]
 
 
 @pytest.mark.parametrize("folder", REPORTS, ids=lambda path: path.name)
