@@ -4,6 +4,8 @@ import json
 import sys
 from collections import Counter
 
+import pandas as pd
+
 from lib import checks, evaluation, figures, papers, runs, wording
 
 DRAWN_BANNER = "Drawn tissue: these numbers are no medical evidence."
@@ -44,6 +46,20 @@ def published(names, dataset):
     return found
 
 
+def trainings(histories):
+    """What each training came to at the epoch that was kept, the one with the least validation loss: a row a model.
+
+    histories: {model: DataFrame of its history}.
+    """
+    rows = []
+    for model, history in histories.items():
+        kept = history.loc[history["validation_loss"].idxmin()]
+        row = {"model": model, "epochs": len(history), "kept": int(kept["epoch"])}
+        names = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+        rows.append(row | {name: float(kept[name]) for name in names})
+    return pd.DataFrame(rows)
+
+
 def write(results, split_by, primary_defense, other=None):
     """The summary of a run as Markdown. results: what 06 records; other: the results of other runs by name (`published`)."""
     about, used, other = results["dataset"], results["parameters"], other or {}
@@ -81,6 +97,7 @@ def write(results, split_by, primary_defense, other=None):
     text += _falls(results, split_by)
     text += _leakage(results, other)
     text += _beside(results, other)
+    text += _trainings(results, split_by)
     return "\n".join([*text, *_checks(results["checks"]), *_papers(results["papers"])]) + "\n"
 
 
@@ -324,6 +341,28 @@ def _beside(results, other):
         "",
         "A seed draws split, starting weights, batches and noise anew, so test images differ too, as they do between splits.",
     ]
+
+
+def _trainings(results, split_by):
+    """What each training came to on validation, the other starts of the baseline included."""
+    if not results["trainings"]:
+        return []
+    folds = len({row["fold"] for row in results["split"] if row["split_by"] == split_by})
+    numbers = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+    lines = [
+        "",
+        "## Training",
+        "",
+        "At the epoch that was kept: the one with the least validation loss, under its own threat for adversarial training and clean for "
+        f"the others. The baseline starts from {results['parameters'].get('pretrained', 'unrecorded weights')}, start_... from others.",
+        *["", f"The first of {folds} folds."] * (folds > 1),
+        "",
+        *_header("training", "epochs", "kept", *map(wording.heading, numbers)),
+    ]
+    for row in results["trainings"]:
+        cells = [str(row["epochs"]), str(row["kept"]), *(wording.number(row[name]) for name in numbers)]
+        lines.append(f"| {' | '.join([row['model'], *cells])} |")
+    return lines
 
 
 def _checks(checks):

@@ -85,6 +85,17 @@ def test_every_row_of_a_committed_report_follows_from_its_predictions(folder):
         assert papers.records(table, data.split_counts(split), used) == results["papers"]
 
 
+def test_the_drawn_tissue_is_as_hard_as_it_should_be():
+    """Hard enough that there is something to learn, easy enough to be learned, and not by color."""
+    results = json.loads((runs.ROOT / "reports" / "quick" / "results.json").read_text())
+    clean = {
+        row["model"]: row["accuracy"]
+        for row in results["metrics"]
+        if (row["attack"], row["subset"], row["split_by"]) == ("none", "all", "case")
+    }
+    assert 0.85 <= clean["baseline"] <= 0.98 and clean["color_only"] < 0.75
+
+
 @pytest.mark.parametrize("folder", REPORTS, ids=lambda path: path.name)
 def test_a_committed_report_is_small_and_shows_no_real_tissue(folder):
     listed = subprocess.run(

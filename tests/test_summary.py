@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from lib import audit, evaluation, runs, summary
@@ -22,6 +23,7 @@ def results(table):
         "leakage": evaluation.records(evaluation.leakage([table])),
         "smallest_epsilons": evaluation.records(audit.smallest_epsilons(metrics)),
         "distances": evaluation.records(audit.distances(table)),
+        "trainings": [],
     }
 
 
@@ -115,3 +117,15 @@ def test_a_report_to_compare_with_must_be_there_and_stand_on_the_same_images(tmp
     assert capsys.readouterr().err == ""
     assert summary.published(["other"], {"fingerprint": "2"}) == {}
     assert "other stands on other images" in capsys.readouterr().err
+
+
+def test_a_training_is_told_by_the_epoch_that_was_kept(results):
+    columns = ("epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+    histories = {
+        "baseline": pd.DataFrame([(1, 0.9, 0.5, 0.8, 0.6), (2, 0.3, 0.9, 0.4, 0.81)], columns=columns),
+        "start_none": pd.DataFrame([(1, 0.9, 0.5, 0.7, 0.62), (2, 0.1, 1.0, 2.0, 0.7)], columns=columns),
+    }
+    results["trainings"] = evaluation.records(summary.trainings(histories))
+    told = summary.write(results, "case", "adversarial_training").split("## Training")[1].split("##")[0]
+    assert "| baseline | 2 | 2 | 0.30 | 0.90 | 0.40 | 0.81 |\n" in told
+    assert "| start_none | 2 | 1 | 0.90 | 0.50 | 0.70 | 0.62 |\n" in told
