@@ -124,8 +124,11 @@ def _load_xrv(name, weights_dir=""):
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(url, str(path), progress=True)
+            with runs.writing(path):
+                torch.hub.download_url_to_file(url, str(path), progress=True)
         except OSError as error:
+            if error.errno in runs.DISK_FULL:
+                raise
             raise ConnectionError(
                 f"Could not download {url} ({error}). Offline? Put the file {path.name} into {folder}, "
                 "name its folder in weights_dir, or start from pretrained: none."

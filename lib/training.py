@@ -279,7 +279,11 @@ def train(
     resume = path.with_suffix(".resume")
     state = {"epoch": 0, "best": None, "loss": math.inf, "gap": 0.0, "rate": 1.0, "history": []}
     if resume.exists():
-        kept = torch.load(resume, map_location=where, weights_only=True)
+        try:
+            kept = torch.load(resume, map_location=where, weights_only=True)
+        except Exception as error:  # torch raises several kinds for damaged files
+            print(f"{resume} is damaged ({error}): trained from the start", file=sys.stderr)
+            kept = {"made": None}
         if kept["made"] == repr(made):
             state = kept
             model.load_state_dict(state["model"])

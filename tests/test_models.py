@@ -52,7 +52,7 @@ def test_xray_weights_arrive_in_every_layer_and_answer_gray_images_as_before(sto
         assert model(gray.expand(-1, 3, -1, -1)).shape == (2, 2)
 
 
-def test_weights_are_downloaded_once_into_the_given_folder(stored, tmp_path, monkeypatch):
+def test_weights_are_downloaded_once_into_the_given_folder(stored, tmp_path, monkeypatch, full_disk):
     path, theirs = stored
     requests = []
 
@@ -65,10 +65,13 @@ def test_weights_are_downloaded_once_into_the_given_folder(stored, tmp_path, mon
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/{path.name}"
         monkeypatch.setitem(xrv.models.model_urls, NAME, {**xrv.models.model_urls[NAME], "weights_url": url})
+        with full_disk(10_000), pytest.raises(OSError, match=r"free some space and run again"):
+            models.build(NAME, tmp_path / "cache")
+        assert list((tmp_path / "cache").iterdir()) == []
         for _ in range(2):
             model = models.build(NAME, tmp_path / "cache")
         server.shutdown()
-    assert len(requests) == 1
+    assert len(requests) == 2
     name = "features.denseblock4.denselayer16.conv2.weight"
     assert torch.equal(model.network.state_dict()[name], theirs.state_dict()[name])
 

@@ -132,6 +132,15 @@ def test_a_full_disk_while_training_says_what_to_do_and_loses_nothing(sides, tmp
     assert "resumed after epoch 1" in capsys.readouterr().err
 
 
+def test_a_training_whose_kept_epochs_are_damaged_starts_anew(sides, tmp_path, capsys):
+    path = tmp_path / "models" / "net.safetensors"
+    path.parent.mkdir()
+    path.with_suffix(".resume").write_bytes(b"damaged")
+    assert len(training.train(Small(), *sides, path, {}, **SETTINGS)) == 3
+    assert "net.resume is damaged" in capsys.readouterr().err
+    assert not path.with_suffix(".resume").exists()
+
+
 def test_a_finished_training_is_kept_and_other_settings_are_not(sides, tmp_path, capsys):
     path = tmp_path / "models" / "a.safetensors"
     training.train(Small(), *sides, path, {}, **SETTINGS)
