@@ -51,6 +51,7 @@ TEXT = ["image", "case", "label", "subtype", "split", "split_by", "model", "atta
 WHOLE = ["magnification", "fold", "seed"]
 # From no attack to the strongest.
 ATTACKS = ("none", "random_noise", "transfer_fgsm", "fgsm", "pgd", "apgd_ce", "fab", "square", "worst_case")
+WITHOUT_NETWORK = ("color_only", "always_malignant")  # what an accuracy is worth
 NOT_AIMED = ("random_noise", "transfer_fgsm")  # attacks that were not made for the model that is shown them
 # With fewer cases there are too few different resamples for a 95 % interval to mean anything.
 MIN_CASES = 5
@@ -164,12 +165,14 @@ def read_predictions(folder):
     return predictions
 
 
-def read_model(folder, model):
-    """All predictions of one model in a folder of pieces, or an error that says they are missing."""
+def read_models(folder, models, split_by):
+    """All predictions of some models by one split in a folder of pieces, or an error that says whose are missing."""
     rows = read_predictions(folder)
-    rows = rows[rows["model"] == model].reset_index(drop=True)
-    if rows.empty:
-        raise FileNotFoundError(f"No predictions of {model} in {folder}. Run the notebooks before.")
+    rows = rows[rows["model"].isin(models) & (rows["split_by"] == split_by)].reset_index(drop=True)
+    if missing := [model for model in models if model not in set(rows["model"])]:
+        raise FileNotFoundError(
+            f"No predictions of {', '.join(missing)} in {folder}. Run the notebooks before."
+        )
     return rows
 
 

@@ -514,6 +514,18 @@ def test_worst_case_by_hand():
     assert accuracy.round(6).to_dict() == {1 / 255: round(1 / 3, 6), 2 / 255: 0.0}
 
 
+def test_in_the_worst_case_an_image_that_nothing_changed_is_whole_in_8_bits():
+    """Of four images one is wrong clean, one falls and stands again when saved, one falls for good, one stands."""
+    table = split_table(["malignant"] * 4)
+    clean = rows(table, [-1, 1, 1, 1])
+    attacked = rows(table, [-2, -1, -1, 0.5], attack="fgsm", epsilon=0.1, margins_8bit=[-2, 1, -1, 0.5])
+    found = one(evaluation.metrics(evaluation.worst_case(pd.concat([clean, attacked]))), subset="all")
+    assert (found["accuracy"], found["accuracy_8bit"]) == (0.25, 0.5)
+    unknown = attacked.assign(margin_8bit=np.nan)
+    found = one(evaluation.metrics(evaluation.worst_case(pd.concat([clean, unknown]))), subset="all")
+    assert np.isnan(found["accuracy_8bit"])
+
+
 def test_worst_case_does_not_depend_on_row_order_and_ignores_itself():
     made = by_hand()
     worst = evaluation.worst_case(made)
