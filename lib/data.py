@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from PIL import Image
-from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
 from lib import runs
@@ -208,6 +207,8 @@ def split_by_case(index, seed):
         return index.assign(split=index["case"].map(side), split_by="case", fold=0)
 
     folds, sizes = [], index["case"].value_counts()
+    from sklearn.model_selection import StratifiedGroupKFold  # takes a second, and only notebook 01 splits
+
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     for fold, (rest, test) in enumerate(splitter.split(index, index["label"], index["case"])):
         table = index.assign(split="train", split_by="case", fold=fold)
@@ -346,7 +347,7 @@ class Side:
         return center_crop(self.pixels[:]), torch.from_numpy(self.labels)
 
 
-@dataclass
+@dataclass(eq=False)
 class Images:
     """The images of one split with their pixels: `images.side("train", fold)` for each of `images.folds`."""
 

@@ -8,9 +8,6 @@ import numpy as np
 import safetensors.torch
 import torch
 import torchvision
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
 from torch import nn
 
 from lib import runs
@@ -206,6 +203,12 @@ def fit_color_only(pixels, labels):
 
     Returns a function from images (n, H, W, 3) to margins (n,), malignant where positive.
     """
+    from sklearn.pipeline import (
+        make_pipeline,
+    )  # most notebooks need none of it, and it takes a second to import
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
     classifier = make_pipeline(StandardScaler(), SVC(class_weight="balanced")).fit(
         color_features(pixels), labels
     )

@@ -1,6 +1,6 @@
 """Shows a model the test images, as they are and under attack, and keeps the rows of the predictions table."""
 
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +94,7 @@ def evaluate(
     """
     steps = steps or {}
     code = runs.code_hash(
-        data.decode, data.Side, models.load, evaluation.predict, _rows_under, _go_on, margins
+        data.decode, data.Side, models.load, evaluation.predict, _transferred, _rows_under, _go_on, margins
     )
     rows = []
     for fold in images.folds:
@@ -147,13 +147,18 @@ def evaluate(
                 elif answer is None:
                     network = _load(path)
                     answer = partial(evaluation.predict, network)
+                if transfers:
+                    made = _transferred(source_path, recipe["source"], images, side, fold, group)
+                else:
+                    attacked = batch[standing], labels[standing], attack, group, steps.get(attack, 0), seed
+                    made = perturb(network, *attacked, f"{name} under {attack}")
                 part = _rows_under(
-                    (shown.table.iloc[standing], batch[standing], labels[standing]),
+                    shown.table.iloc[standing],
+                    batch[standing],
+                    made,
                     answer,
-                    _load(source_path) if transfers else network,
                     attack,
                     group,
-                    steps.get(attack, 0),
                     {"model": name, "seed": seed, "source_model": source if transfers else ""},
                 )
                 part = part if before is None else _go_on(before, part, attack)
@@ -165,19 +170,17 @@ def evaluate(
     return pd.concat(rows, ignore_index=True)
 
 
-def _rows_under(side, answer, attacker, attack, epsilons, steps, columns):
-    """The rows of the images of a side (table, images, labels) under one attack by `attacker`."""
-    table, clean, labels = side
-    made = perturb(
-        attacker,
-        clean,
-        labels,
-        attack,
-        epsilons,
-        steps,
-        columns["seed"],
-        f"{columns['model']} under {attack}",
+@lru_cache(maxsize=1)
+def _transferred(source, sha256, images, side, fold, epsilons):
+    """The FGSM images of a checkpoint, kept until others are asked for: several models are shown them. sha256: of the checkpoint."""
+    batch, labels = images.side(side, fold).tensors()
+    return perturb(
+        _load(source), batch, labels, "transfer_fgsm", epsilons, label=f"FGSM images of {source.stem}"
     )
+
+
+def _rows_under(table, clean, made, answer, attack, epsilons, columns):
+    """The rows of a side's images under one attack: what the model answers to the images made of them, a batch each epsilon."""
     rows = []
     for epsilon, perturbed in zip(epsilons, made, strict=True):
         margins = answer(perturbed)

@@ -413,7 +413,7 @@ def _draw_file(job):
     note = PngImagePlugin.PngInfo()
     note.add_text("Description", NOTE)
     with runs.whole_file(path) as part:
-        Image.fromarray(pixels).save(part, format="PNG", compress_level=2, pnginfo=note)
+        Image.fromarray(pixels).save(part, format="PNG", compress_level=1, pnginfo=note)
 
 
 def _watch(results, total):
