@@ -124,8 +124,8 @@ def _value(row, rate="accuracy"):
 
 def _difference(value, row):
     """A difference of two rates in points, with the interval that `row` holds where there is one."""
-    interval = "" if row["low"] is None else f" [{100 * row['low']:+.0f}, {100 * row['high']:+.0f}]"
-    return f"{100 * value:+.0f} points{interval}"
+    interval = "" if row["low"] is None else f" [{round(100 * row['low']):+d}, {round(100 * row['high']):+d}]"
+    return f"{round(100 * value):+d} points{interval}"
 
 
 def _header(*names):
