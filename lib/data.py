@@ -206,9 +206,10 @@ def split_by_case(index, seed):
             side |= dict.fromkeys(shuffled[test : test + validation], "validation")
         return index.assign(split=index["case"].map(side), split_by="case", fold=0)
 
-    folds, sizes = [], index["case"].value_counts()
-    from sklearn.model_selection import StratifiedGroupKFold  # takes a second, and only notebook 01 splits
+    # Here, since only notebook 01 splits and importing it takes a second.
+    from sklearn.model_selection import StratifiedGroupKFold
 
+    folds, sizes = [], index["case"].value_counts()
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     for fold, (rest, test) in enumerate(splitter.split(index, index["label"], index["case"])):
         table = index.assign(split="train", split_by="case", fold=fold)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
 
-from lib import runs, wording
+from lib import evaluation, runs, wording
 
 WIDTH = 8.2  # inches; at 110 dots an inch the width of a report's page, about 900 pixels
 PALETTE = sns.color_palette("colorblind")
@@ -631,7 +631,7 @@ def _chosen(metrics, subset, split_by):
         )
     rows = metrics[(metrics["subset"] == subset) & (metrics["split_by"] == (split_by or kinds[0]))]
     # Images transferred from other models than the baseline have a matrix of their own.
-    rows = rows[rows["source_model"].fillna("").isin(["", "baseline"])]
+    rows = rows[rows["source_model"].fillna("").isin(evaluation.SOURCES)]
     if rows.empty:
         raise ValueError(f"No metrics of subset {subset!r} with split_by {split_by!r}.")
     return rows

@@ -203,9 +203,8 @@ def fit_color_only(pixels, labels):
 
     Returns a function from images (n, H, W, 3) to margins (n,), malignant where positive.
     """
-    from sklearn.pipeline import (
-        make_pipeline,
-    )  # most notebooks need none of it, and it takes a second to import
+    # Here, since most notebooks need none of it and importing it takes a second.
+    from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
 

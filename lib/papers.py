@@ -243,7 +243,7 @@ def records(predictions, split, parameters):
                 & (predictions["model"] == model)
                 & (predictions["attack"] == attack)
                 & (predictions["split_by"] == parameters["split_by"])
-                & predictions["source_model"].isin(["", "baseline"])
+                & predictions["source_model"].isin(evaluation.SOURCES)
             ]
             if attack != "none":
                 if chosen is None:

@@ -46,6 +46,12 @@ def published(names, dataset):
     return found
 
 
+def tables(names):
+    """The tables of predictions of published reports, in their order."""
+    folders = (runs.home() / "reports" / name for name in names)
+    return [evaluation.read_piece(folder / "predictions.csv.gz") for folder in folders]
+
+
 def trainings(histories):
     """What each training came to at the epoch that was kept, the one with the least validation loss: a row a model.
 
@@ -106,7 +112,9 @@ def _rows(results, split_by):
     return {
         (row["model"], row["attack"], row["epsilon"]): row
         for row in results["metrics"]
-        if row["subset"] == "all" and row["split_by"] == split_by and row["source_model"] in ("", "baseline")
+        if row["subset"] == "all"
+        and row["split_by"] == split_by
+        and row["source_model"] in evaluation.SOURCES
     }
 
 

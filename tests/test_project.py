@@ -9,7 +9,7 @@ import tomllib
 import pytest
 import yaml
 
-from lib import checks, data, evaluation, papers, report, runs
+from lib import checks, data, evaluation, papers, report, runs, summary
 
 REPORTS = sorted(path.parent for path in (runs.ROOT / "reports").glob("*/results.json"))
 ASKED_FOR = {
@@ -75,9 +75,8 @@ def test_every_row_of_a_committed_report_follows_from_its_predictions(folder):
     assert evaluation.records(evaluation.metrics(everything)) == results["metrics"]
     assert evaluation.records(evaluation.comparisons(everything)) == results["comparisons"]
     assert checks.verdicts(table, results["audit"]) == results["checks"]
-    beside = [folder.parent / name / "predictions.csv.gz" for name in results["parameters"]["compare_with"]]
-    leakage = evaluation.records(evaluation.leakage([table, *map(evaluation.read_piece, beside)]))
-    assert leakage == results["leakage"]
+    beside = summary.tables(results["parameters"]["compare_with"])
+    assert evaluation.records(evaluation.leakage([table, *beside])) == results["leakage"]
     split = data.load_split(folder / "split.csv.gz")
     split = split[split["magnification"].isin(results["dataset"]["magnifications"])]
     if not results["dataset"]["synthetic"]:
