@@ -52,10 +52,8 @@ WHOLE = ["magnification", "fold", "seed"]
 # From no attack to the strongest.
 ATTACKS = ("none", "random_noise", "transfer_fgsm", "fgsm", "pgd", "apgd_ce", "fab", "square", "worst_case")
 WITHOUT_NETWORK = ("color_only", "always_malignant")  # what an accuracy is worth
-SOURCES = (
-    "",
-    "baseline",
-)  # what tables show: own attacks and the baseline's images; the audit has every model's
+# What tables show: own attacks and the baseline's images; the audit has every model's.
+SOURCES = ("", "baseline")
 NOT_AIMED = ("random_noise", "transfer_fgsm")  # attacks that were not made for the model that is shown them
 # With fewer cases there are too few different resamples for a 95 % interval to mean anything.
 MIN_CASES = 5
