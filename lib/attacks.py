@@ -10,6 +10,7 @@ import torch
 from pyautoattack.autopgd_base import APGDAttack
 from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
+from tqdm import tqdm
 
 # float32 is float32 on GPUs too: by default their convolutions round to TF32, ten bits, in attacks and answers alike.
 torch.backends.cudnn.allow_tf32 = False
@@ -105,38 +106,60 @@ def random_noise(images, epsilon, generator=None):
     return (images + epsilon * signs).clamp(0, 1)
 
 
-def pgd(model, images, labels, epsilon, steps, step_size, generator=None, random_starts=1):
+def pgd(
+    model,
+    images,
+    labels,
+    epsilon,
+    steps,
+    step_size,
+    generator=None,
+    random_starts=1,
+    batch_size=None,
+    label=None,
+):
     """Projected gradient ascent on the margin (Madry et al. 2018, section 2.1), once from the FGSM point, then from random ones.
 
-    images, labels as for `fgsm`; epsilon, step_size: fractions in [0, 1]. Each image is left alone once the model is wrong
-    about it, so the answer holds the first success, or the best try. Returns a batch like `images`.
+    images, labels as for `fgsm`; epsilon, step_size: fractions in [0, 1]; batch_size: how many images are shown to the model at
+    once, all of them without one; label: names the work where it takes long enough to show progress. Each image is left
+    alone once the model is wrong about it, so the answer holds the first success, or the best try, and batches hold images that
+    stand only. Returns a batch like `images`.
     """
     check_epsilon(epsilon)
     best = images.clone()
     if len(images) == 0:
         return best
+    home, where = images.device, next((each.device for each in model.parameters()), images.device)
+
+    def batches(rows):
+        return rows.tensor_split(-(-len(rows) // (batch_size or len(images))))
+
+    def look(points, rows, goes_on):
+        x, y = points[rows].to(where, memory_format=torch.channels_last), labels[rows].to(where)
+        if goes_on:
+            margins, gradient = margin_gradient(model, x, y)
+            return margins.to(home), gradient.sign().to(home)
+        with torch.no_grad():
+            return margin(model(x).float(), y).to(home), None
+
     with frozen(model):
-        start, gradient = margin_gradient(model, images, labels)
-        best_margin = start.clone()
-        from_fgsm = (images + epsilon * gradient.sign()).clamp(0, 1)
-        for attempt in range(1 + random_starts):
-            current = from_fgsm if attempt == 0 else random_start(images, epsilon, generator)
-            for step in range(steps + 1):
-                standing = best_margin <= 0
-                if not standing.any():
-                    return best
-                x = current[standing]
-                if step < steps:
-                    margins, gradient = margin_gradient(model, x, labels[standing])
-                else:
-                    with torch.no_grad():
-                        margins = margin(model(x).float(), labels[standing])
-                better = margins > best_margin[standing]
-                where = standing.nonzero()[:, 0][better]
-                best[where], best_margin[where] = x[better], margins[better]
-                if step < steps:
-                    current = current.clone()
-                    current[standing] = project(x + step_size * gradient.sign(), images[standing], epsilon)
+        best_margin, current = torch.empty(len(images), device=home), torch.empty_like(images)
+        for rows in batches(torch.arange(len(images), device=home)):
+            best_margin[rows], direction = look(images, rows, True)
+            current[rows] = (images[rows] + epsilon * direction).clamp(0, 1)
+        walk = [step < steps for _ in range(1 + random_starts) for step in range(steps + 1)]
+        for number, goes_on in enumerate(tqdm(walk, label, leave=False, delay=10, disable=label is None)):
+            if number and number % (steps + 1) == 0:
+                current = random_start(images, epsilon, generator)
+            standing = (best_margin <= 0).nonzero()[:, 0]
+            if len(standing) == 0:
+                break
+            for rows in batches(standing):
+                margins, direction = look(current, rows, goes_on)
+                better = margins > best_margin[rows]
+                best[rows[better]], best_margin[rows[better]] = current[rows[better]], margins[better]
+                if goes_on:
+                    current[rows] = project(current[rows] + step_size * direction, images[rows], epsilon)
     return best
 
 

@@ -78,8 +78,9 @@ OPEN = {
     LI: {
         "epsilon": "FGSM's epsilon is not given: the one at which our baseline, on validation images, falls nearest to theirs",
         "noise_sigma": "how strong the noise is, is not given",
-        "noise_drawn": "whether noise is drawn once or anew is not given: drawn anew for every batch, after augmentation, clipped",
-        "augmentation": "not given: a random square of the field of view, flips and right-angle rotations",
+        "noise_drawn": "whether noise is drawn once or anew, and clipped or not, is not given: anew for every batch and clipped is most "
+        "often meant by noise in training, and images stay images; before or after squares, flips and turns is the same noise",
+        "augmentation": "which augmentation is not given: a random square of the field of view, flips and right-angle rotations",
         "schedule": "the learning rate's course is not given: it falls to 0 along a cosine",
         "batch_norm": "momentum of the running statistics is not given: 0.3, as torch's 0.1 is too slow for a short training",
         "attacked model": "whose gradient attacks the model trained with noise is not given: its own first, then the baseline's images",

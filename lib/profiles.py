@@ -15,7 +15,11 @@ from lib import runs
 DEFENSES = ("gaussian_noise", "gaussian_noise_recalibrated", "merged_fgsm", "adversarial_training")
 # Of adversarial training: examples by one of these attacks, and what may be added with "+".
 RECIPE_ATTACKS = ("fgsm", "pgd")
-RECIPE_EXTRAS = ("noise", "balanced", "averaged")
+RECIPE_EXTRAS = ("noise", "averaged")
+# What may be added with "+" to the flips, turns and squares that every training has.
+AUGMENTATIONS = ("scale", "stain", "balanced")
+# How noise in training is drawn (`training.noisy_training`).
+NOISE_DRAWN = ("anew", "anew_unclipped", "once")
 # Values of data_root: drawn tissue, and the database, downloaded where it is missing.
 NO_FOLDER = ("synthetic", "breakhis")
 # Where values must lie that a notebook would refuse only after hours of training.
@@ -24,7 +28,6 @@ RANGES = {
     "train_epsilon": (0, 255),
     "noise_sigma": (0, 1),
     "other_sigmas": (0, 1),
-    "stain_jitter": (0, 1),
     "pgd_steps": (1, math.inf),
     "audit_steps": (0, math.inf),
     "square_queries": (0, math.inf),
@@ -123,6 +126,9 @@ def resolve(profile, data_root, settings, stages):
             )
     for recipe in parameters.get("recipes", []):
         recipe_parts(recipe)
+    for name in (parameters.get("augmentation", "plain"), *parameters.get("other_augmentations", [])):
+        augmentation_parts(name)
+    _refuse_unknown([parameters.get("noise_drawn", "anew")], NOISE_DRAWN, "noise_drawn")
     if not parameters.get("recipes", ["fgsm"]):
         raise ParameterError("recipes must name at least one, such as [fgsm]")
     known = [*DEFENSES, *(f"gaussian_noise_{sigma:g}" for sigma in parameters.get("other_sigmas", []))]
@@ -134,10 +140,27 @@ def resolve(profile, data_root, settings, stages):
 def recipe_parts(recipe):
     """The parts of a recipe of adversarial training: "pgd+noise" is ["pgd", "noise"]. Raises ParameterError for unknown ones."""
     attack, *extras = parts = recipe.split("+")
-    for part, known in [(attack, RECIPE_ATTACKS), *((extra, RECIPE_EXTRAS) for extra in extras)]:
-        if part not in known:
-            raise ParameterError(f"recipes: there is no {part!r} (in {recipe!r}){_nearest(part, known)}")
+    _refuse_unknown([attack], RECIPE_ATTACKS, "recipes", recipe)
+    _refuse_unknown(extras, RECIPE_EXTRAS, "recipes", recipe)
     return parts
+
+
+def augmentation_parts(name):
+    """The parts of an augmentation: "scale+stain" is ["scale", "stain"], "plain" has none. Raises ParameterError for unknown ones."""
+    if name == "plain":
+        return []
+    parts = name.split("+")
+    _refuse_unknown(
+        parts, AUGMENTATIONS if len(parts) > 1 else ("plain", *AUGMENTATIONS), "augmentation", name
+    )
+    return parts
+
+
+def _refuse_unknown(parts, known, parameter, text=""):
+    for part in parts:
+        if part not in known:
+            whole = f" (in {text!r})" if text else ""
+            raise ParameterError(f"{parameter}: there is no {part!r}{whole}{_nearest(part, known)}")
 
 
 def _checked(name, annotation, value, where):

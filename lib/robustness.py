@@ -352,18 +352,28 @@ def perturb(model, images, labels, attack, epsilons, steps=0, seed=0, label=None
             attacks.random_noise(images, epsilon, generator)
             for epsilon, generator in zip(epsilons, generators, strict=True)
         ]
-    done = [[] for _ in epsilons]
     size = batch_size(images)
+    if attack == "pgd":
+        return [
+            attacks.pgd(
+                model,
+                images,
+                labels,
+                epsilon,
+                steps,
+                attacks.pgd_step_size(epsilon, steps),
+                generator,
+                batch_size=size,
+                label=label,
+            )
+            for epsilon, generator in zip(epsilons, generators, strict=True)
+        ]
+    done = [[] for _ in epsilons]
     for start in tqdm(range(0, len(images), size), desc=label, unit="batch", delay=10, leave=False):
         x, y = (part[start : start + size].to(training.device()) for part in (images, labels))
         x = x.contiguous(memory_format=torch.channels_last)
         if attack in ("fgsm", "transfer_fgsm"):
             batches = attacks.fgsm(model, x, y, epsilons)
-        elif attack == "pgd":
-            batches = (
-                attacks.pgd(model, x, y, epsilon, steps, attacks.pgd_step_size(epsilon, steps), generator)
-                for epsilon, generator in zip(epsilons, generators, strict=True)
-            )
         elif attack in CASCADE:
             batches = (attacks.autoattack(model, x, y, attack, epsilon, steps, seed) for epsilon in epsilons)
         else:

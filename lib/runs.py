@@ -35,6 +35,7 @@ WRITERS = (
     ("history/adversarial_training*", "05_adversarial_training_defense"),
     ("predictions/adversarial_training*", "05_adversarial_training_defense"),
     ("recipes.csv", "05_adversarial_training_defense"),
+    ("augmentations.csv", "02_transfer_learning"),
     ("models/*", "02_transfer_learning"),
     ("history/*", "02_transfer_learning"),
     ("predictions/*-none*", "02_transfer_learning"),

@@ -103,6 +103,7 @@ def write(results, split_by, primary_defense, other=None):
     text += _falls(results, split_by)
     text += _leakage(results, other)
     text += _beside(results, other)
+    text += _augmentations(results, rows)
     text += _trainings(results, split_by)
     return "\n".join([*text, *_checks(results["checks"]), *_papers(results["papers"])]) + "\n"
 
@@ -349,6 +350,41 @@ def _beside(results, other):
         "",
         "A seed draws split, starting weights, batches and noise anew, so test images differ too, as they do between splits.",
     ]
+
+
+def _augmentations(results, rows):
+    """The augmentations that were tried on validation, and what each gives on test images."""
+    tried = pd.DataFrame(results.get("augmentations", ()))
+    if tried.empty or tried["augmentation"].nunique() < 2:
+        return []
+    chosen = tried["augmentation"].iloc[0]  # the run's own stands first
+    differences = {row["model_a"]: row for row in results["comparisons"] if row["attack"] == "none"}
+    lines = [
+        "",
+        "## What helps on tissue never seen",
+        "",
+        f"The same training with other augmentations, clean. This run uses {chosen}; validation is at the epoch kept, the mean of "
+        "the folds.",
+        "",
+        *_header(
+            "augmentation",
+            "validation loss",
+            "validation accuracy",
+            "accuracy",
+            "balanced accuracy",
+            "AUROC",
+            f"accuracy against {chosen}",
+        ),
+    ]
+    numbers = ["validation_loss", "validation_accuracy"]
+    for name, means in tried.groupby("augmentation", sort=False)[numbers].mean().iterrows():
+        model = "baseline" if name == chosen else f"baseline_{name}"
+        row, change = rows[model, "none", 0.0], differences.get(model)
+        cells = [wording.number(means[number]) for number in numbers]
+        cells += [_value(row, rate) for rate in ("accuracy", "balanced_accuracy", "auroc")]
+        cells.append("" if change is None else _difference(change["difference"], change))
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return lines
 
 
 def _trainings(results, split_by):

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torchvision.transforms.v2.functional import resized_crop
 from tqdm import tqdm
 
 from lib import attacks, data, models, profiles, runs
@@ -23,6 +24,13 @@ SUDDEN_LOSS = 0.2
 
 # What a recipe with "averaged" keeps of the average at each step: its memory is some thirty steps.
 AVERAGING = 0.97
+
+# What an augmentation's parts stand for (`profiles.AUGMENTATIONS`): an option of `train` and its value.
+AUGMENTATIONS = {
+    "scale": ("scale_jitter", 0.5),
+    "stain": ("stain_jitter", 0.25),
+    "balanced": ("balanced", True),
+}
 
 TIMED = 4  # the batch after which the time of a training is foretold
 
@@ -65,6 +73,21 @@ def augment(pixels, generator):
     return batch
 
 
+def jitter_scale(images, strength, generator):
+    """Tissue from nearer: a random square of each image, enlarged to its size (Szegedy et al. 2015).
+
+    images: float32 (n, 3, S, S) in [0, 1]; strength: the square's side is 1 - strength to 1 of the image's.
+    """
+    size = images.shape[-1]
+    changed = torch.empty_like(images)
+    draws = torch.rand(len(images), 3, generator=generator).tolist()
+    for image, out, (smaller, down, right) in zip(images, changed, draws, strict=True):
+        side = round(size * (1 - strength * smaller))
+        top, left = (int(share * (size - side + 1)) for share in (down, right))
+        out[:] = resized_crop(image, top, left, side, side, [size, size]).clamp(0, 1)
+    return changed
+
+
 def jitter_stain(images, strength, generator):
     """Other stains of the same tissue: the optical density of each channel scaled and shifted at random (Tellez et al. 2018).
 
@@ -91,21 +114,46 @@ def merge_fgsm(model, side, epsilon, batch_size=16):
         merged[len(side) :][rows] = perturbed.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     fingerprint = hashlib.sha256(merged).hexdigest()[:12]
     return replace(
-        side, pixels=merged, labels=np.concatenate([side.labels, side.labels]), fingerprint=fingerprint
+        side,
+        table=pd.concat([side.table, side.table], ignore_index=True),
+        pixels=merged,
+        labels=np.concatenate([side.labels, side.labels]),
+        fingerprint=fingerprint,
     )
 
 
-def add_gaussian_noise(sigma):
-    """A hook that adds fresh Gaussian noise to every training image, clipped to [0, 1] (Li & Liu 2023, section 3.2).
+def add_gaussian_noise(sigma, clipped=True):
+    """A hook that adds fresh Gaussian noise to every training image (Li & Liu 2023, section 3.2), clipped to [0, 1] or not.
 
     sigma: standard deviation in pixel values of [0, 1].
     """
 
     def change(model, images, labels, generator):
-        noise = torch.randn(images.shape, generator=generator)
-        return (images + sigma * noise.to(images.device)).clamp(0, 1)
+        noisy = images + sigma * torch.randn(images.shape, generator=generator).to(images.device)
+        return noisy.clamp(0, 1) if clipped else noisy
 
     return change
+
+
+def store_gaussian_noise(side, sigma, seed=0):
+    """The images of `side` with Gaussian noise drawn once, before any augmentation, in 8 bits as a data set on disk would be."""
+    draws = np.random.default_rng(seed)
+
+    def add(image):
+        return np.clip(np.rint(image + draws.normal(0, 255 * sigma, image.shape)), 0, 255).astype(np.uint8)
+
+    noisy = np.stack([add(image) for image in side.pixels[:]])
+    return replace(side, pixels=noisy, fingerprint=hashlib.sha256(noisy).hexdigest()[:12])
+
+
+def noisy_training(side, sigma, drawn, seed=0):
+    """What a model trained with Gaussian noise is trained on, as (side, hook of `train`).
+
+    drawn: "anew" in each batch, after augmentation, and clipped to [0, 1]; "anew_unclipped"; or "once" (`store_gaussian_noise`).
+    """
+    if drawn == "once":
+        return store_gaussian_noise(side, sigma, seed), None
+    return side, add_gaussian_noise(sigma, clipped=drawn == "anew")
 
 
 def add_fresh_examples(epsilon, steps=1, noise_sigma=0.0):
@@ -124,27 +172,31 @@ def add_fresh_examples(epsilon, steps=1, noise_sigma=0.0):
     return change
 
 
-def balance(side, seed=0):
-    """The images of `side` with some of the rarer class twice or more often, drawn at random, until both are as many."""
-    rows = [np.flatnonzero(side.labels == label) for label in (0, 1)]
-    rare, common = sorted(rows, key=len)
-    whole, rest = divmod(len(common), len(rare))
-    drawn = np.random.default_rng(seed).permutation(rare)[:rest]
-    order = np.sort(np.concatenate([common, *[rare] * whole, drawn]))
-    return replace(
-        side,
-        table=side.table.iloc[order].reset_index(drop=True),
-        pixels=side.pixels[order],
-        labels=side.labels[order],
-        fingerprint=runs.digest([side.fingerprint, order.tolist()])[:12],
-    )
+def draw_balanced(side, generator):
+    """Rows of `side`, as many as it has, drawn with benign and malignant even, and the cases of each even within it."""
+    rows = pd.DataFrame({"label": side.labels, "case": side.table["case"].to_numpy()})
+    images = rows.groupby(["label", "case"])["case"].transform("size")
+    cases = rows.groupby("label")["case"].transform("nunique")
+    weights = torch.tensor(1 / (images * cases))
+    return torch.multinomial(weights, len(side), replacement=True, generator=generator)
 
 
-def adversarial_recipe(name, side, epsilon, noise_sigma, seed=0):
-    """What a recipe of adversarial training trains with: (options of `train`, side, what the record must say beside them).
+def augmentation(name):
+    """The options of `train` for an augmentation: "plain", or parts joined by "+" (`AUGMENTATIONS`), as in "scale+stain".
 
-    name: "fgsm" or "pgd" for the examples, then what `profiles.RECIPE_EXTRAS` names, as in "pgd+noise+averaged"; side:
-    `data.Side`; epsilon: a fraction in [0, 1]; noise_sigma: in pixel values of [0, 1]. Raises ParameterError for another name.
+    Flips, turns and squares are there in any case; "balanced" is `draw_balanced`. Raises ParameterError for another name.
+    """
+    parts = profiles.augmentation_parts(name)
+    return {
+        option: value if part in parts else type(value)() for part, (option, value) in AUGMENTATIONS.items()
+    }
+
+
+def adversarial_recipe(name, epsilon, noise_sigma):
+    """What a recipe of adversarial training trains with: (options of `train`, what the record must say beside them).
+
+    name: "fgsm" or "pgd" for the examples, then what `profiles.RECIPE_EXTRAS` names, as in "pgd+noise+averaged"; epsilon: a
+    fraction in [0, 1]; noise_sigma: in pixel values of [0, 1]. Raises ParameterError for another name.
     """
     attack, *extras = profiles.recipe_parts(name)
     sigma = noise_sigma if "noise" in extras else 0.0
@@ -152,8 +204,7 @@ def adversarial_recipe(name, side, epsilon, noise_sigma, seed=0):
         "hook": add_fresh_examples(epsilon, {"fgsm": 1, "pgd": 3}[attack], sigma),
         "averaging": AVERAGING if "averaged" in extras else 0.0,
     }
-    shown = balance(side, seed) if "balanced" in extras else side
-    return options, shown, {"recipe": name, "noise_sigma": sigma}
+    return options, {"recipe": name, "noise_sigma": sigma}
 
 
 def recalibrate(model, side, path, made, *, batch_size, seed=0):
@@ -227,7 +278,9 @@ def train(
     learning_rate,
     seed=0,
     precision="auto",
+    scale_jitter=0.0,
     stain_jitter=0.0,
+    balanced=False,
     averaging=0.0,
     hook=None,
     threat=None,
@@ -237,7 +290,8 @@ def train(
     """Train `model` with Adam; keep the epoch with the least validation loss under `threat`. Returns the history.
 
     side, validation: `data.Side`; made: what the numbers below do not say (starting weights, defense), for the record.
-    stain_jitter: strength of `jitter_stain`, part of the augmentation; 0 for none. averaging: the share that a moving average of
+    scale_jitter, stain_jitter: strength of `jitter_scale` and `jitter_stain` in the augmentation, 0 for none; balanced: rows by
+    `draw_balanced` in place of every image once an epoch. averaging: the share that a moving average of
     weights and batch-norm statistics keeps at each step (Gowal et al. 2020); the average is then what is validated
     and saved; 0 for none. hook(model, images, labels, generator) changes a batch before the loss; threat and guard (model,
     images, labels) change the validation images. Where accuracy under `threat` collapses while that under `guard` stays, the
@@ -255,7 +309,9 @@ def train(
         "learning_rate": learning_rate,
         "seed": seed,
         "precision": str(training_dtype(precision)),
+        "scale_jitter": scale_jitter,
         "stain_jitter": stain_jitter,
+        "balanced": balanced,
         "patience": patience or None,
         "averaging": averaging,
         "code": runs.code_hash(
@@ -301,7 +357,8 @@ def train(
         started = time.monotonic()
         # One generator an epoch: a resumed run draws what an unbroken one would have drawn.
         generator = torch.Generator().manual_seed(seed * 100_003 + state["epoch"])
-        order = torch.randperm(len(side), generator=generator).numpy()
+        every = torch.randperm(len(side), generator=generator)
+        order = (draw_balanced(side, generator) if balanced else every).numpy()
         # A last batch of one image has no batch-norm statistics of its own.
         batches = [
             rows for rows in np.split(order, range(batch_size, len(order), batch_size)) if len(rows) > 1
@@ -315,6 +372,8 @@ def train(
             ):  # cosine decay, from the position alone, so that it survives a restart
                 group["lr"] = learning_rate * state["rate"] * (1 + math.cos(math.pi * done)) / 2
             images = augment(pixels[rows], generator)
+            if scale_jitter:
+                images = jitter_scale(images, scale_jitter, generator)
             if stain_jitter:
                 images = jitter_stain(images, stain_jitter, generator)
             images = images.to(where, memory_format=torch.channels_last)

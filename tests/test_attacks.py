@@ -104,6 +104,23 @@ def test_pgd_fools_what_fgsm_fools(network, images):
     assert right(network, many, labels) < right(network, images, labels)
 
 
+def test_pgd_in_batches_is_the_same_and_shows_only_what_stands(network, images):
+    labels, sizes = network(images).argmax(1), []
+    options = {"steps": 4, "step_size": EPSILON / 4}
+
+    def attack(**how):
+        generator = torch.Generator().manual_seed(0)
+        return attacks.pgd(network, images, labels, EPSILON, **options, **how, generator=generator)
+
+    handle = network.register_forward_hook(lambda _, shown, __: sizes.append(len(shown[0])))
+    parts = attack(batch_size=7)
+    handle.remove()
+    whole = attack()
+    assert ((parts - whole).abs() < 1e-6).float().mean() > 0.999
+    standing = len(images) * right(network, whole, labels)
+    assert max(sizes) <= 7 and 11 * standing <= sum(sizes) < 11 * len(images)
+
+
 def test_one_backward_pass_serves_all_epsilons(network, images):
     labels = network(images).argmax(1)
     calls = []

@@ -204,6 +204,25 @@ def test_of_several_recipes_the_best_on_validation_is_kept(smoke):
     assert f"of 2 recipes the best on validation in each fold: {best} in 1 of 1" in summary
 
 
+def test_other_augmentations_are_compared_by_validation_and_on_test(smoke):
+    home, _ = smoke
+    results = json.loads((home / "reports" / "smoke" / "results.json").read_text())
+    found = {row["augmentation"]: row for row in results["augmentations"]}
+    assert list(found) == ["plain", "scale+stain+balanced"]
+    summary = (home / "reports" / "smoke" / "summary.md").read_text()
+    section = summary.split("## What helps on tissue never seen")[1].split("## ")[0]
+    for name, model in zip(found, ("baseline", "baseline_scale+stain+balanced"), strict=True):
+        history = pd.read_csv(home / "runs" / "smoke" / "history" / f"{model}.csv")
+        assert found[name]["validation_loss"] == pytest.approx(history["validation_loss"].min(), rel=1e-5)
+        (row,) = (
+            r
+            for r in results["metrics"]
+            if r["model"] == model and r["subset"] == "all" and r["attack"] == "none"
+        )
+        assert f"| {name} | {found[name]['validation_loss']:.2f} | " in section
+        assert f"| {row['accuracy']:.2f} [" in section
+
+
 def test_an_unchanged_study_is_skipped(smoke):
     home, _ = smoke
     command = [sys.executable, "-m", "lib.study", "smoke", "--home", str(home)]

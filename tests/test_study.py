@@ -190,6 +190,21 @@ def test_an_unknown_recipe_is_refused_before_hours_of_training(recipes, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("augmentation=stian", "there is no 'stian' (in 'stian'): did you mean 'stain'?"),
+        ("augmentation=plain+stain", "there is no 'plain' (in 'plain+stain')"),
+        ("other_augmentations=[scale, balancd+stain]", "did you mean 'balanced'?"),
+        ("noise_drawn=onse", "noise_drawn: there is no 'onse': did you mean 'once'?"),
+    ],
+)
+def test_an_unknown_way_of_training_is_refused_before_hours_of_training(setting, words):
+    with pytest.raises(profiles.ParameterError) as error:
+        profiles.resolve("smoke", None, [setting], study._stages(study.NOTEBOOKS))
+    assert words in str(error.value)
+
+
 def test_makefile_and_runner_agree_on_the_environment():
     text = (runs.ROOT / "Makefile").read_text()
     found = dict(re.findall(r"^export (\w+) \?= (\S+)$", text, re.MULTILINE))

@@ -228,6 +228,27 @@ def test_noise_has_the_given_spread_and_stays_in_range():
     assert bright.max() <= 1 and bright.min() >= 0
 
 
+@pytest.mark.parametrize("drawn", ["anew", "anew_unclipped", "once"])
+def test_noise_is_drawn_as_asked(drawn, sides):
+    grey, few = sides[0], 4
+    grey.pixels[:] = 128
+    grey.pixels[:few] = 250
+    shown, hook = training.noisy_training(grey, 0.1, drawn, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    seen = []
+    for _ in range(2):
+        batch = torch.from_numpy(shown.pixels[:]).permute(0, 3, 1, 2).float() / 255
+        seen.append(hook(None, batch, None, generator) if hook else batch)
+    assert torch.equal(*seen) == (drawn == "once")
+    assert (seen[0][few:] - 128 / 255).std().item() == pytest.approx(0.1, rel=0.02)
+    assert (seen[0][:few].max() > 1) == (drawn == "anew_unclipped")
+    assert (grey.pixels[few:] == 128).all(), "the images themselves stay"
+    if drawn == "once":
+        again, _ = training.noisy_training(grey, 0.1, drawn, seed=3)
+        other, _ = training.noisy_training(grey, 0.1, drawn, seed=4)
+        assert shown.fingerprint == again.fingerprint not in (other.fingerprint, grey.fingerprint)
+
+
 def test_recalibrating_takes_the_statistics_of_clean_images_and_leaves_the_weights(tmp_path):
     """Turning and flipping squares leaves a channel's mean, so that of all images is known beforehand."""
     images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
@@ -263,17 +284,9 @@ def test_fresh_examples_change_half_a_batch_within_epsilon_and_leave_statistics(
     )
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd", "fgsm+noise", "pgd+noise+balanced", "fgsm+averaged"])
-def test_a_recipe_changes_what_its_name_says(name, sides):
-    few_benign = data.Side(sides[0].table[3:], sides[0].pixels[3:], sides[0].labels[3:], "few benign")
-    few_benign.labels[:6] = 1
-    options, shown, made = training.adversarial_recipe(name, few_benign, 4 / 255, 0.1)
-    if "balanced" in name:
-        assert np.bincount(shown.labels).tolist() == [max(np.bincount(few_benign.labels))] * 2
-        assert {row.tobytes() for row in shown.pixels} == {row.tobytes() for row in few_benign.pixels}
-        assert len(shown.table) == len(shown) and shown.fingerprint != few_benign.fingerprint
-    else:
-        assert shown is few_benign
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "fgsm+noise", "pgd+noise+averaged"])
+def test_a_recipe_changes_what_its_name_says(name):
+    options, made = training.adversarial_recipe(name, 4 / 255, 0.1)
     model, images, labels = Small().eval(), torch.rand(64, 3, 32, 32), torch.arange(64) % 2
     changed = options["hook"](model, images, labels, torch.Generator().manual_seed(0))
     assert options["averaging"] == (0.97 if "averaged" in name else 0)
@@ -327,6 +340,54 @@ def test_stain_jitter_scales_and_shifts_the_density_of_each_channel():
     assert torch.allclose(training.jitter_stain(images, 0.0, None), images, atol=1e-6)
     black_and_white = torch.tensor([0.0, 1.0]).repeat(1, 3, 4, 2)
     assert training.jitter_stain(black_and_white, 0.25, None).isfinite().all()
+
+
+def test_scale_jitter_shows_a_part_enlarged():
+    """On a ramp, the square's place and side are the ramp's offset and slope."""
+    ramp = torch.linspace(0, 1, 64).repeat(20, 3, 64, 1)
+    images = torch.cat([ramp, ramp.transpose(2, 3)])
+    changed = training.jitter_scale(images, 0.5, torch.Generator().manual_seed(0))
+    assert changed.shape == images.shape and changed.min() >= 0 and changed.max() <= 1
+    inner = changed[:20, 0, 32, 4:-4].diff() * 63
+    slopes = inner.mean(1)
+    assert torch.allclose(inner, slopes[:, None].expand_as(inner), atol=1e-3)
+    assert 0.49 < slopes.min() < 0.6 and 0.9 < slopes.max() <= 1.01
+    assert changed[:20, 0, 0].mean(1).std() > 0.02, "squares lie in different places from left to right"
+    assert changed[20:, 0, :, 0].mean(1).std() > 0.02, "and from top to bottom"
+    assert torch.equal(training.jitter_scale(images, 0.0, torch.Generator()), images)
+
+
+def test_balanced_rows_are_even_over_classes_and_over_the_cases_of_each():
+    cases = np.repeat(["a", "b", "c", "d", "e"], [3000, 100, 500, 10, 390])
+    labels = np.isin(cases, ["c", "d", "e"]).astype(np.int64)
+    shown = data.Side(pd.DataFrame({"case": cases}), np.zeros((4000, 1, 1, 3), np.uint8), labels, "uneven")
+    rows = training.draw_balanced(shown, torch.Generator().manual_seed(0)).numpy()
+    assert len(rows) == 4000 and rows.min() >= 0 and rows.max() < 4000
+    shares = pd.Series(cases[rows]).value_counts(normalize=True)
+    for case, share in {"a": 1 / 4, "b": 1 / 4, "c": 1 / 6, "d": 1 / 6, "e": 1 / 6}.items():
+        assert shares[case] == pytest.approx(share, abs=0.03)
+    assert len(set(rows[cases[rows] == "a"])) > 800, "all images of a case are drawn from"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("plain", {"scale_jitter": 0, "stain_jitter": 0, "balanced": False}),
+        ("scale+balanced", {"scale_jitter": 0.5, "stain_jitter": 0, "balanced": True}),
+        ("stain", {"scale_jitter": 0, "stain_jitter": 0.25, "balanced": False}),
+    ],
+)
+def test_an_augmentation_is_what_its_name_says_and_changes_a_training(name, options, sides, tmp_path):
+    assert training.augmentation(name) == options
+    for part in sides:
+        part.table["case"] = [f"case {row % 6}" for row in range(len(part))]
+    losses = [
+        training.train(
+            Small(), *sides, tmp_path / str(number) / "models" / "a.safetensors", {}, **SETTINGS, **each
+        )["train_loss"].tolist()
+        for number, each in enumerate([options, {}])
+    ]
+    assert (losses[0] == losses[1]) == (name == "plain")
 
 
 def test_precision_is_what_was_asked_for():
