@@ -67,7 +67,12 @@ def project(perturbed, images, epsilon):
 
 
 def fractions(epsilons):
-    """Epsilons given in 255ths as fractions of the value range: [4] is [4 / 255]. Raises ValueError outside 0 to 255."""
+    """Epsilons given in 255ths as fractions of the value range: [4] is [4 / 255].
+
+    Raises ValueError for one outside 0 to 255, one that is there twice, and for none.
+    """
+    if not len(epsilons) or len(set(epsilons)) < len(epsilons):
+        raise ValueError(f"epsilons {list(epsilons)}: give at least one, and none twice.")
     for epsilon in epsilons:
         check_epsilon(epsilon / 255)
     return [epsilon / 255 for epsilon in epsilons]

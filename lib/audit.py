@@ -73,6 +73,35 @@ def abstention(rows):
     return table.iloc[::-1].reset_index(drop=True)
 
 
+def reliability(predictions):
+    """How far probabilities of test images are from frequencies, and what leaving the less sure half unanswered buys.
+
+    A row for each network, clean and under FGSM at each epsilon (not under PGD, which stops at an image as soon as it is fooled):
+    calibration_error, the error of `calibration` in five bins, and half_answered, the accuracy on the surer half, each with the
+    ends _low and _high of a 95 % interval over cases. An error is never below 0, so the interval of a small one lies above it.
+    """
+    rows = evaluation.tested_rows(predictions)
+    rows = rows[rows["attack"].isin(["none", "fgsm"]) & ~rows["model"].isin(evaluation.WITHOUT_NETWORK)]
+    bins, found = 5, []
+    keys = ["split_by", "seed", "model", "attack", "epsilon"]
+    for key, group in rows.groupby(keys, sort=True):
+        off = (group["p_malignant"] - group["malignant"]).to_numpy()
+        in_bin = np.eye(bins)[np.minimum((group["p_malignant"] * bins).astype(int), bins - 1)]
+        error = evaluation.bootstrap_interval(
+            in_bin * off[:, None], group["case"], group["malignant"], lambda sums, n: abs(sums).sum(1) / n
+        )
+        order = group["margin"].abs().sort_values(ascending=False, kind="stable").index
+        sure = group.loc[order[: -(-len(group) // 2)]]
+        half = evaluation.bootstrap_interval(sure["right"], sure["case"], sure["malignant"])
+        values = (calibration(group, bins)[1], *error, sure["right"].mean(), *half)
+        found.append((*key, *values))
+    ends = ("", "_low", "_high")
+    return pd.DataFrame(
+        found,
+        columns=[*keys, *(name + end for name in ("calibration_error", "half_answered") for end in ends)],
+    )
+
+
 def certify(counts, samples, sigma, alpha=0.001):
     """Randomized smoothing's answer and certified radius from votes under Gaussian noise (Cohen et al. 2019, section 3.2).
 

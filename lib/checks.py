@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from lib.evaluation import TESTED, tested_rows
+from lib.evaluation import CASCADE, TESTED, tested_rows
 from lib.wording import format_epsilon
 
 # PGD at one epsilon with other numbers of steps, on some test images: a row for each model and setting. steps 0 is the clean image.
@@ -30,12 +30,13 @@ def verdicts(predictions, audit=()):
         ]
         for name, measure, bound, limit, words in CHECKS:
             if measure in OF_AUDIT:
-                values = [(float(v), at) for v, at in measure(audited)]
+                values = [(float(v), at) for v, at in measure(audited) if pd.notna(v)]
             else:
                 values = [
                     (float(v), f"{at}, {where}")
                     for where, right, part in wide
                     for v, at in measure(right, part)
+                    if pd.notna(v)
                 ]
             if values:
                 value, where = (max if bound == "at most" else min)(values, key=lambda pair: pair[0])
@@ -103,11 +104,20 @@ def _lost_by_rounding(right, part):
 
 
 def _found_without_gradients(right, part):
-    yield from _gaps(right, "fab", "square")
+    ran = _cascade(right)
+    if "square" in ran[1:]:  # it comes last
+        yield from _gaps(right, ran[-2], "square")
 
 
 def _found_by_the_cascade(right, part):
-    yield from _gaps(right, "pgd", "square")
+    ran = _cascade(right)
+    if ran[1:] and ran[0] == "pgd":
+        yield from _gaps(right, "pgd", ran[-1])
+
+
+def _cascade(right):
+    """PGD and the attacks that go on from it, those that ran."""
+    return [attack for attack in ("pgd", *CASCADE) if _epsilons(right, attack)]
 
 
 def _left_at_a_huge_epsilon(right, part):

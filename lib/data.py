@@ -93,7 +93,8 @@ def index_images(root, skip_bad_files=False):
         _refuse(bad, "badly named", skip_bad_files)
     if not rows:
         raise FileNotFoundError(
-            f"No BreaKHis images under {root}: expected .../SOB_B_A-14-22549AB-100-001.png. Give the folder that holds BreaKHis_v1."
+            f"No BreaKHis images under {root}: expected .../SOB_B_A-14-22549AB-100-001.png. Give the folder that holds BreaKHis_v1 "
+            "(linked folders below it are not looked into)."
         )
     index = pd.DataFrame(rows).sort_values("image", ignore_index=True)
     twice = index["image"][index["image"].duplicated()].unique()
@@ -162,15 +163,17 @@ def split_by_image(index, seed, folds=1):
 
     With several folds every image is in one of the tests: each class is dealt into that many parts, one for test, and of the rest
     floor(0.1 n) for validation. Images of one case fall on several sides, so this split leaks. Returns the index, once for each
-    fold, with split, split_by and fold. Raises ValueError where a class has fewer than ten images.
+    fold, with split, split_by and fold. Raises ValueError where a class has fewer than ten images, or than folds.
     """
     rng = np.random.default_rng(seed)
     tables = [index.assign(split="train", split_by="image", fold=fold) for fold in range(folds)]
     for label in CLASSES:
         rows = rng.permutation(np.flatnonzero(index["label"] == label))
         train, validation = len(rows) * 8 // 10, len(rows) // 10
-        if validation == 0:
-            raise ValueError(f"{len(rows)} {label} images are too few to split: at least 10 are needed.")
+        if len(rows) < (needed := max(10, folds)):
+            raise ValueError(
+                f"{len(rows)} {label} images are too few to split: at least {needed} are needed."
+            )
         tests = np.array_split(rows, folds) if folds > 1 else [rows[train + validation :]]
         for table, test in zip(tables, tests, strict=True):
             rest = rows[~np.isin(rows, test)]
@@ -375,11 +378,20 @@ class Images:
 
 
 def open_images(path, image_size, magnifications=(), split_by=None):
-    """The images of a split table (`load_split`), of these magnifications and of one of its splits (the first by default)."""
-    table = load_split(path)
+    """The images of a split table (`load_split`), of these magnifications and of one of its splits (the first by default).
+
+    Raises ValueError, saying what is there, where that selects nothing.
+    """
+    whole = table = load_split(path)
     table = table[table["split_by"] == (split_by or table["split_by"].iloc[0])]
     if len(magnifications := runs.as_list(magnifications)):
         table = table[table["magnification"].isin(magnifications)]
+    if table.empty:
+        there = whole.groupby("split_by")["magnification"].unique()
+        said = "; ".join(f"by {name}: {', '.join(map(str, sorted(at)))}X" for name, at in there.items())
+        raise ValueError(
+            f"{path} has no split by {split_by} of magnification {list(magnifications)} ({said}): run notebook 01 with the same parameters."
+        )
     pixels, table = load_pixels(table, image_size)
     return Images(table, pixels)
 
@@ -427,7 +439,9 @@ def load_pixels(table, image_size, skip_bad_files=False, cache=None):
     bad = []
     with FileLock(cache / f"{stem}.lock"):
         text = names.read_text() if names.exists() else ""
-        known = text[: len(text) // NAME_LENGTH * NAME_LENGTH].split()
+        # Pixels that were lost, by a copy cut short say, are decoded anew.
+        whole = pixels.stat().st_size // row_bytes if pixels.exists() else 0
+        known = text[: len(text) // NAME_LENGTH * NAME_LENGTH].split()[:whole]
         position = {sha: row for row, sha in enumerate(known)}
         missing = table[~table["sha256"].isin(position)].drop_duplicates("sha256")
         if len(missing):

@@ -84,17 +84,17 @@ def check(index, allow_incomplete=False):
             f"The database is incomplete: {lacks}. Set allow_incomplete to true to go on with what is there."
         )
     if lacks:
-        tqdm.write(f"not the whole database: {len(index)} of {TOTAL} images")
+        tqdm.write(f"not the whole database: {lacks}")
 
 
 def _resuming(url, output_file, _):
     """A downloader for pooch that goes on where an earlier one ended: what came so far is kept in a .part file."""
     part = Path(output_file).with_name("BreaKHis_v1.tar.gz.part")
     have = part.stat().st_size if part.exists() else 0
+    # The bytes of the archive as they are, not unzipped on the way.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
-        with requests.get(
-            url, stream=True, timeout=60, headers={"Range": f"bytes={have}-"} if have else {}
-        ) as answer:
+        with requests.get(url, stream=True, timeout=60, headers=headers) as answer:
             if answer.headers.get("Content-Range") == f"bytes */{have}":
                 os.replace(part, output_file)  # all of it had come before
                 return
@@ -104,7 +104,7 @@ def _resuming(url, output_file, _):
             answer.raise_for_status()
             if answer.status_code != requests.codes.partial_content:
                 have = 0  # a server that cannot go on sends everything again
-            total = have + int(answer.headers["Content-Length"])
+            total = have + int(answer.headers.get("Content-Length", 0)) or None
             progress = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc="downloading BreaKHis")
             with runs.writing(part), progress, open(part, "ab" if have else "wb") as file:
                 for chunk in answer.iter_content(2**20):
@@ -115,14 +115,11 @@ def _resuming(url, output_file, _):
         raise ConnectionError(
             f"Could not download {url} ({error}); {kept}. Run again to go on, or download it by hand and give data_root."
         ) from error
-    if part.stat().st_size != total:
-        part.unlink()
-        raise ConnectionError(f"{url} sent another number of bytes than it said: run again to start anew.")
     os.replace(part, output_file)
 
 
 def _unpack(archive, done):
-    """The PNG and text files of the archive's BreaKHis_v1 folder, to `done`, whole or not at all."""
+    """The files of the archive's BreaKHis_v1 folder, to `done`, whole or not at all."""
     half = done.with_name(f"{done.name}.part")
     shutil.rmtree(half, ignore_errors=True)
     try:
@@ -131,12 +128,14 @@ def _unpack(archive, done):
                 target = (half.parent / member.name).resolve()
                 if not target.is_relative_to(half.parent.resolve()):
                     raise ValueError(f"{archive}: {member.name!r} reaches out of its folder: refused.")
-                if not member.isfile():
-                    continue  # folders are made below; a link is nothing that the database holds
-                target = half / target.relative_to(half.parent.resolve() / done.name)
+                if not member.isfile() or not target.is_relative_to(done.resolve()):
+                    continue  # folders are made below; a link, or a file beside, is nothing that the database holds
+                target = half / target.relative_to(done.resolve())
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with open(target, "wb") as file:
                     shutil.copyfileobj(tar.extractfile(member), file)
+        if not half.is_dir():
+            raise ValueError(f"it holds no folder {done.name}")
         half.rename(done)
     except (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, ValueError) as error:
         archive.unlink()
@@ -147,17 +146,19 @@ def _unpack(archive, done):
         shutil.rmtree(half, ignore_errors=True)
 
 
-def split_by_fold(root, selected, source=None, seed=0):
+def split_by_fold(root, index, selected, source=None, seed=0):
     """The five folds as published: the selected images five times, with split, split_by "fold" and fold 0 to 4.
 
     root: a folder that holds dsfold1.txt to dsfold5.txt anywhere below it, with lines name|magnification|fold|train or test.
-    source: images of other magnifications, for starting weights only, or None; they are split by the same files.
+    index: all images that are there (`data.index_images`), selected: those to split, source: images of other magnifications, for
+    starting weights only, or None; they are split by the same files.
     A tenth of the training images of each class and magnification is drawn for validation. The folds are by patient folder, so
-    cases lie on both sides: how many is said. An image may be tested in several folds, and files may name images that are not
-    selected.
-    Raises FileNotFoundError without the files, ValueError where a file names no BreaKHis image, or lacks a selected one.
+    cases lie on both sides: how many is said. An image may be tested in several folds.
+    Raises FileNotFoundError without the files, ValueError where a file names no BreaKHis image, one that a whole database does
+    not hold, or one twice, or lacks a selected one.
     """
-    index = selected if source is None else pd.concat([selected, source], ignore_index=True)
+    wanted = selected if source is None else pd.concat([selected, source], ignore_index=True)
+    whole = not missing(index)
     rng = np.random.default_rng(seed)
     tables = []
     for fold, name in enumerate(FOLDS):
@@ -167,18 +168,31 @@ def split_by_fold(root, selected, source=None, seed=0):
                 f"No ds{name}.txt under {root}: the five folds come with the database (mkfold.tar.gz). Put its files there."
             )
         lines = pd.read_csv(
-            path, sep="|", header=None, names=["image", "magnification", "number", "split"], dtype=str
+            path,
+            sep="|",
+            header=None,
+            names=["image", "magnification", "number", "split"],
+            dtype=str,
+            keep_default_na=False,
         )
         for image in lines["image"]:
             try:
                 data.parse_name(image)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
+        if lines["image"].duplicated().any():
+            twice = lines["image"][lines["image"].duplicated()].iloc[0]
+            raise ValueError(f"{path} names {twice} twice.")
+        unknown = lines["image"][~lines["image"].isin(index["image"])]
+        if whole and len(unknown):
+            raise ValueError(
+                f"{path} names {len(unknown)} images that the database does not hold, the first {unknown.iloc[0]}."
+            )
         side = lines.set_index("image")["split"].str.strip()
-        table = index.assign(split=index["image"].map(side), split_by="fold", fold=fold)
-        unknown = table["image"][~table["split"].isin(["train", "test"])]
-        if len(unknown):
-            raise ValueError(f"{path} says nothing of {len(unknown)} images, the first {unknown.iloc[0]}.")
+        table = wanted.assign(split=wanted["image"].map(side), split_by="fold", fold=fold)
+        left = table["image"][~table["split"].isin(["train", "test"])]
+        if len(left):
+            raise ValueError(f"{path} says nothing of {len(left)} images, the first {left.iloc[0]}.")
         # By magnification too: starting weights are trained, and validated, on one alone.
         for _, train in table[table["split"] == "train"].groupby(["label", "magnification"]):
             drawn = rng.permutation(train.index)[: max(1, len(train) // 10)]
@@ -192,7 +206,9 @@ def split_by_fold(root, selected, source=None, seed=0):
 if __name__ == "__main__":
     try:
         root = fetch(*sys.argv[1:2])
+        lacks = missing(data.index_images(root))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    lacks = missing(data.index_images(root))
-    sys.exit(f"{root} is incomplete: {lacks}" if lacks else f"{root} is complete")
+    if lacks:
+        sys.exit(f"{root} is incomplete: {lacks}")
+    print(f"{root} is complete")

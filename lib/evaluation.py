@@ -51,6 +51,8 @@ TEXT = ["image", "case", "label", "subtype", "split", "split_by", "model", "atta
 WHOLE = ["magnification", "fold", "seed"]
 # From no attack to the strongest.
 ATTACKS = ("none", "random_noise", "transfer_fgsm", "fgsm", "pgd", "apgd_ce", "fab", "square", "worst_case")
+# Costly: each is shown the images that stand under PGD and all before it; those that a run leaves out are passed over.
+CASCADE = ("apgd_ce", "fab", "square")
 WITHOUT_NETWORK = ("color_only", "always_malignant")  # what an accuracy is worth
 # What tables show: own attacks and the baseline's images; the audit has every model's.
 SOURCES = ("", "baseline")
@@ -417,7 +419,7 @@ def _case_counts(cases, resamples, seed, stratum):
 # ---------------------------------------------------------------- one model against another
 
 
-def comparisons(predictions, baseline="baseline", resamples=2000, seed=0):
+def comparisons(predictions, resamples=2000, seed=0):
     """Every other model against the baseline: a row (`COMPARISONS`) for each evaluation that both have.
 
     difference is the accuracy of model_a minus that of model_b (the baseline) on the test images that both were
@@ -427,8 +429,8 @@ def comparisons(predictions, baseline="baseline", resamples=2000, seed=0):
     rows = tested_rows(predictions)
     setting = [name for name in EVALUATION if name != "model"]
     found = []
-    base = dict(list(rows[rows["model"] == baseline].groupby(setting)))
-    for (model, *key), group in rows[rows["model"] != baseline].groupby(EVALUATION, sort=True):
+    base = dict(list(rows[rows["model"] == "baseline"].groupby(setting)))
+    for (model, *key), group in rows[rows["model"] != "baseline"].groupby(EVALUATION, sort=True):
         if tuple(key) not in base:
             continue
         pair = group.merge(
@@ -441,7 +443,7 @@ def comparisons(predictions, baseline="baseline", resamples=2000, seed=0):
             change, pair["case"], pair["malignant"], resamples=resamples, seed=seed
         )
         found.append(
-            dict(zip(setting, key, strict=True), model_a=model, model_b=baseline)
+            dict(zip(setting, key, strict=True), model_a=model, model_b="baseline")
             | {"difference": change.mean(), "low": low, "high": high}
             | {"p_value": sign_flip_test(change, pair["case"]), "test": "sign-flip permutation over cases"}
             | {"n": len(pair), "n_cases": pair["case"].nunique()}

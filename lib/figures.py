@@ -600,7 +600,7 @@ def beside_paper(records, paper):
             axes.errorbar(
                 value,
                 y,
-                xerr=[value - low, high - value],
+                xerr=np.clip([value - low, high - value], 0, None),
                 fmt=mark,
                 color=colors[on],
                 ms=4.5,
@@ -660,7 +660,7 @@ def confusion_matrices(rows):
     models = _in_order(rows["model"], MODEL_COLORS)
     rows = rows.sort_values("model", key=lambda names: names.map(models.index), kind="stable")
     rows = rows.sort_values("epsilon", kind="stable")
-    columns = min(max(len(models), 3), 5)
+    columns = min(max(len(models), 2), 5)
     lines = -(-len(rows) // columns)
     figure, grid = _panels(
         lines,
@@ -899,7 +899,11 @@ def trade_off(metrics, epsilon, split_by=None):
         spread = [
             [[each[value] - each[f"{value}_low"]], [each[f"{value}_high"] - each[value]]] for each in (x, y)
         ]
-        spread = [None if np.isnan(np.array(each, float)).any() else np.array(each, float) for each in spread]
+        # With few cases an interval can lie beside its value.
+        spread = [
+            None if np.isnan(np.array(each, float)).any() else np.array(each, float).clip(0)
+            for each in spread
+        ]
         label = wording.model_name(model)
         axes.errorbar(x[value], y[value], spread[1], spread[0], fmt="o", color=colors[model], label=label)
     axes.plot([0, 1], [0, 1], color="0.1", linestyle=":", linewidth=1.3)

@@ -129,8 +129,12 @@ def resolve(profile, data_root, settings, stages):
     for name in (parameters.get("augmentation", "plain"), *parameters.get("other_augmentations", [])):
         augmentation_parts(name)
     _refuse_unknown([parameters.get("noise_drawn", "anew")], NOISE_DRAWN, "noise_drawn")
-    if not parameters.get("recipes", ["fgsm"]):
-        raise ParameterError("recipes must name at least one, such as [fgsm]")
+    for name, example in (("recipes", "[fgsm]"), ("epsilons", "[1, 2, 4]")):
+        if not parameters.get(name, [1]):
+            raise ParameterError(f"{name} must name at least one, such as {example}")
+    for name, value in parameters.items():
+        if isinstance(value, list) and len(set(value)) < len(value):
+            raise ParameterError(f"{name}: {value} names one twice")
     known = [*DEFENSES, *(f"gaussian_noise_{sigma:g}" for sigma in parameters.get("other_sigmas", []))]
     if (defense := parameters.get("primary_defense", known[0])) not in known:
         raise ParameterError(f"primary_defense: there is no {defense!r}{_nearest(defense, known)}")

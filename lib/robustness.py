@@ -9,10 +9,9 @@ import torch
 from tqdm import tqdm
 
 from lib import attacks, checks, data, evaluation, models, runs, training, wording
+from lib.evaluation import CASCADE
 
 ATTACKS = ("random_noise", "fgsm", "pgd", "transfer_fgsm")
-# Costly: each is shown the images that stand under PGD and all before it.
-CASCADE = ("apgd_ce", "fab", "square")
 BATCH_PIXELS = 2**19  # of the images attacked at once; bounds the memory of a backward pass
 
 

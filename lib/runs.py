@@ -232,6 +232,13 @@ def has_recipe(path):
     return "recipe" in read_json(_recipe_file(path))
 
 
+def precision(folder):
+    """What a run's checkpoints were trained in, "bfloat16", say: the parameter "auto" does not tell."""
+    recipes = [read_json(file).get("recipe", {}) for file in (folder / "models").glob("*.json")]
+    found = {recipe["precision"].removeprefix("torch.") for recipe in recipes if "precision" in recipe}
+    return " and ".join(sorted(found))
+
+
 def discard(path):
     """Remove finished work and the recipe beside it."""
     for file in (Path(path), _recipe_file(path)):

@@ -218,6 +218,7 @@ def _run_stage(folder, notebook, key, parameters, inputs, others, force):
         "notebook": runs.file_hash(executed),
         "started": started,
         "seconds": seconds,
+        "versions": runs.versions(),
     }
     runs.write_json(record_file, record)
     return len(stale)
@@ -241,22 +242,23 @@ def _execute(notebook, executed, parameters, folder):
         return str(path).replace("{", "{{").replace("}", "}}")
 
     try:
-        result = papermill.execute_notebook(
-            literal(notebook),
-            literal(executed),
-            parameters=parameters,
-            kernel_name="python3",
-            cwd=folder,
-            progress_bar={"desc": notebook.stem, "leave": False},
-            stderr_file=_Terminal(),
-            start_timeout=START_TIMEOUT,
-            execution_timeout=CELL_TIMEOUT,
-            iopub_timeout=OUTPUT_TIMEOUT,
-            # All its files are written: unloading its libraries would only take two seconds a stage.
-            shutdown_kernel="immediate",
-            # The kernel's remarks on its own transport are no news of the study.
-            extra_arguments=["--IPKernelApp.log_level=50"],
-        )
+        with runs.writing(executed):
+            result = papermill.execute_notebook(
+                literal(notebook),
+                literal(executed),
+                parameters=parameters,
+                kernel_name="python3",
+                cwd=folder,
+                progress_bar={"desc": notebook.stem, "leave": False},
+                stderr_file=_Terminal(),
+                start_timeout=START_TIMEOUT,
+                execution_timeout=CELL_TIMEOUT,
+                iopub_timeout=OUTPUT_TIMEOUT,
+                # All its files are written: unloading its libraries would only take two seconds a stage.
+                shutdown_kernel="immediate",
+                # The kernel's remarks on its own transport are no news of the study.
+                extra_arguments=["--IPKernelApp.log_level=50"],
+            )
     except PapermillExecutionError as error:
         problem = f"{error.ename}: {error.evalue}"
         raise _stage_error(notebook, executed, error.exec_count, problem, error.traceback) from None
@@ -344,12 +346,12 @@ def _publish_if_changed(stages, run, folder):
             executed.unlink()
     provenance = {
         "commit": now,
-        "versions": runs.versions(),
+        "versions": _versions([record.get("versions") or runs.versions() for record in records]),
         "device": runs.device_name(),
         "started": min(record["started"] for record in records),
         "seconds": round(sum(record["seconds"] for record in records), 1),
         "training_seconds": round(sum(map(_seconds, (folder / "history").glob("*.csv"))), 1),
-        "training_precision": _precisions(folder / "models"),
+        "training_precision": runs.precision(folder),
     }
     from lib.report import publish
 
@@ -366,11 +368,9 @@ def _publish_if_changed(stages, run, folder):
 # ---------------------------------------------------------------------------------------------- files
 
 
-def _precisions(models):
-    """What the checkpoints in this folder were trained in, "bfloat16", say: the parameter "auto" does not tell."""
-    recipes = [runs.read_json(file).get("recipe", {}) for file in models.glob("*.json")]
-    found = {recipe["precision"].removeprefix("torch.") for recipe in recipes if "precision" in recipe}
-    return " and ".join(sorted(found))
+def _versions(stages):
+    """The packages that the stages ran with, those of an unchanged stage too: "2.9.0 and 2.10.0" where they differ."""
+    return {name: " and ".join(sorted({stage[name] for stage in stages})) for name in stages[0]}
 
 
 def _seconds(history):

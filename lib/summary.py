@@ -101,6 +101,7 @@ def write(results, split_by, primary_defense, other=None):
         *_by_class(rows),
     ]
     text += _falls(results, split_by)
+    text += _reliability(results, split_by)
     text += _leakage(results, other)
     text += _beside(results, other)
     text += _augmentations(results, rows)
@@ -127,6 +128,12 @@ def _epsilons(rows):
     return sorted({epsilon for _, attack, epsilon in rows if attack == "pgd"})
 
 
+def _reference(results, epsilons):
+    """Of these, the one nearest to the epsilon of training."""
+    aim = results["parameters"].get("train_epsilon", 4) / 255
+    return min(epsilons, key=lambda each: abs(each - aim))
+
+
 def _value(row, rate="accuracy"):
     return "" if row is None else wording.number(row[rate]) + wording.interval(row, rate)
 
@@ -146,8 +153,7 @@ def _in_short(results, rows, split_by, primary_defense):
     epsilons = _epsilons(rows)
     if not epsilons:
         return ["No model was attacked with PGD."]
-    aim = results["parameters"].get("train_epsilon", 4) / 255
-    epsilon = min(epsilons, key=lambda each: abs(each - aim))
+    epsilon = _reference(results, epsilons)
     differences = {
         (row["model_a"], row["attack"], row["epsilon"]): row
         for row in results["comparisons"]
@@ -179,7 +185,8 @@ def _in_short(results, rows, split_by, primary_defense):
                 f"against the baseline {change(model, attack, epsilon)}; clean {change(model, 'none', 0.0)}; "
                 f"clean specificity {wording.number(rows[model, 'none', 0.0]['specificity'])}."
             )
-    largest = max([each for each in epsilons if each < checks.HUGE], default=epsilons[-1])
+    # Epsilons of records are rounded: 64/255 is a hair below itself.
+    largest = max([each for each in epsilons if each < checks.HUGE - 1e-6], default=epsilons[-1])
     strongest = [rows[key] for key in rows if key[1:] == ("pgd", largest)]
     lines.append(
         f"- Under PGD at {wording.format_epsilon(largest)} no model keeps more than "
@@ -251,6 +258,9 @@ def _falls(results, split_by):
         for row in results["distances"]
         if (row["attack"], row["split_by"]) == ("pgd", split_by)
     }
+    few = {
+        row["model"] for row in results["metrics"] if row["subset"] == "all" and row["accuracy_low"] is None
+    }
     epsilons = sorted({epsilon for _, epsilon in alike})
     ssim = [f"SSIM, PGD {wording.format_epsilon(epsilon)}" for epsilon in epsilons]
     lines = _header("model", "half fall at", "stand at every epsilon", *ssim)
@@ -258,7 +268,11 @@ def _falls(results, split_by):
         at = [shown[model][end] for end in ("median", "low", "high")]
         first, low, high = ("–" if each is None else wording.format_epsilon(each) for each in at)
         cells = [_value(alike.get((model, epsilon)), "ssim") for epsilon in epsilons]
-        cells = [f"{first} [{low}, {high}]", wording.number(shown[model]["standing"]), *cells]
+        cells = [
+            first if model in few else f"{first} [{low}, {high}]",
+            wording.number(shown[model]["standing"]),
+            *cells,
+        ]
         lines.append(f"| {' | '.join([wording.model_name(model), *cells])} |")
     return [
         "",
@@ -266,6 +280,35 @@ def _falls(results, split_by):
         "",
         "The first epsilon tested at which at most half of the images stand in the worst case (0: clean; – where more stand everywhere), "
         "the share that nothing fooled, and the mean SSIM of PGD's images with their originals (1: the same picture).",
+        "",
+        *lines,
+    ]
+
+
+def _reliability(results, split_by):
+    """Whether probabilities can be believed, and what it buys to leave half of the images unanswered."""
+    found = {
+        (row["model"], row["epsilon"]): row for row in results["reliability"] if row["split_by"] == split_by
+    }
+    at = {"clean": 0.0}
+    if epsilons := {epsilon for _, epsilon in found if epsilon}:
+        epsilon = _reference(results, epsilons)
+        at[f"FGSM {wording.format_epsilon(epsilon)}"] = epsilon
+    heads = [f"{what}, {where}" for what in ("calibration error", "surer half") for where in at]
+    lines = _header("model", *heads)
+    for model in (model for model in figures.MODEL_COLORS if (model, 0.0) in found):
+        values = [
+            _value(found.get((model, each)), rate)
+            for rate in ("calibration_error", "half_answered")
+            for each in at.values()
+        ]
+        lines.append(f"| {' | '.join([wording.model_name(model), *values])} |")
+    return [
+        "",
+        "## Can the probabilities be believed?",
+        "",
+        "The calibration error is the mean distance between P(malignant) and the share that is malignant (0: honest). The surer half: "
+        "accuracy where the images nearest to the decision are left to a person, half of all.",
         "",
         *lines,
     ]
@@ -440,11 +483,13 @@ def _papers(records):
     if not records:
         return []
     lines = ["", "## Beside the papers", "", "With a star where a reason stands below the table."]
-    for paper in dict.fromkeys(row["paper"] for row in records):
+    for number, paper in enumerate(dict.fromkeys(row["paper"] for row in records), 1):
         own = [row for row in records if row["paper"] == paper]
         lines += [
             "",
             f"### {paper}",
+            "",
+            f"![Published values and ours: {paper}](figures/06_paper_{number}.png)",
             "",
             *_header("where", "what", "tested on", "published", "ours", "images"),
         ]

@@ -31,7 +31,12 @@ def differences(committed, fresh):
         one, two = committed[key], fresh[key]
         by_class = ("sensitivity", "specificity") if key[1] == "none" else ()
         for rate, most in (("accuracy", tolerance), *((rate, ATTACKED) for rate in by_class)):
-            if one["n"] != two["n"] or abs((one[rate] or 0) - (two[rate] or 0)) > most:
+            there = [row[rate] for row in (one, two) if row[rate] is not None]
+            if (
+                one["n"] != two["n"]
+                or len(there) == 1
+                or max(there, default=0) - min(there, default=0) > most
+            ):
                 found.append(
                     f"{' '.join(key)}: {rate} {one[rate]} of {one['n']} committed, {two[rate]} of {two['n']} fresh"
                 )

@@ -163,6 +163,12 @@ def test_an_epsilon_out_of_range_is_refused(epsilon, network, images):
         attacks.pgd(network, images, torch.zeros(48, dtype=torch.int64), epsilon / 255, 1, 0.1)
 
 
+@pytest.mark.parametrize("epsilons", [[], [1, 4, 4.0]])
+def test_no_epsilon_or_one_twice_is_refused(epsilons):
+    with pytest.raises(ValueError, match="at least one, and none twice"):
+        attacks.fractions(epsilons)
+
+
 def test_pgd_of_nothing_is_nothing(network):
     empty = torch.zeros(0, 3, 16, 16)
     assert (

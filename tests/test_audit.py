@@ -56,6 +56,25 @@ def test_abstention_leaves_the_surest_images():
     assert found["accuracy"].tolist() == pytest.approx([0.75, 2 / 3, 1, 1])
 
 
+def test_reliability_holds_both_with_intervals_by_case():
+    table, margins = random_table(0)
+    made = rows(table, margins)
+    (row,) = audit.reliability(made).to_dict("records")
+    assert row["calibration_error"] == audit.calibration(made, bins=5)[1]
+    kept = audit.abstention(made)
+    assert row["half_answered"] == kept.loc[kept["abstained"] <= 0.5, "accuracy"].iloc[-1]
+    for name in ("calibration_error", "half_answered"):
+        assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
+    # Sums of a resample give the error of the resampled images.
+    twice = pd.concat([made, made[made["case"] == made["case"].iloc[0]]])
+    off = (twice["p_malignant"] - (twice["label"] == "malignant")).groupby(
+        (twice["p_malignant"] * 5).astype(int)
+    )
+    assert audit.calibration(twice, bins=5)[1] == pytest.approx(off.sum().abs().sum() / len(twice))
+    alone = audit.reliability(made[made["case"] == made["case"].iloc[0]]).iloc[0]
+    assert np.isnan(alone["half_answered_low"]) and 0 <= alone["half_answered"] <= 1
+
+
 def test_certified_radii_follow_the_exact_binomial_test():
     counts, samples, sigma, alpha = np.array([1000, 990, 520, 10]), 1000, 0.1, 0.01
     malignant, radius = audit.certify(counts, samples, sigma, alpha)

@@ -64,6 +64,31 @@ def test_each_check_fails_on_what_it_is_for(change, broken):
 
 
 @pytest.mark.parametrize(
+    ("ran", "applicable"),
+    [
+        ((), set()),
+        (("fab",), {"stronger attacks find little more"}),
+        (("square",), {"stronger attacks find little more", "an attack without gradients finds little more"}),
+    ],
+)
+def test_attacks_that_a_run_leaves_out_are_passed_over(ran, applicable):
+    cascade = {
+        key: count for key, count in HEALTHY.items() if key[0] not in ("fab", "square") or key[0] in ran
+    }
+    found = verdict_of(study(cascade))
+    missing = {name for name, verdict in found.items() if verdict == "not applicable"}
+    names = {"stronger attacks find little more", "an attack without gradients finds little more"}
+    assert missing == names - applicable and "fails" not in found.values()
+
+
+def test_attacks_on_other_images_are_not_compared():
+    fgsm, pgd = study({("none", 0): 9, ("fgsm", 4): 4}), study({("pgd", 4): 3})
+    pgd["image"] = "other-" + pgd["image"]
+    found = verdict_of(pd.concat([fgsm, pgd]))
+    assert found["PGD fools what FGSM fools"] == found["FGSM does not overstate accuracy"] == "not applicable"
+
+
+@pytest.mark.parametrize(
     ("options", "broken"),
     [
         ({"audited": audit(most=0.3)}, "more steps and restarts find little more"),

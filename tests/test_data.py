@@ -1,4 +1,4 @@
-import json
+import os
 import shutil
 
 import numpy as np
@@ -152,6 +152,15 @@ def test_too_few_cases_or_images_to_split(published):
     few = published.groupby("label").head(9).reset_index(drop=True)
     with pytest.raises(ValueError, match="too few to split"):
         data.split_by_image(few, seed=0)
+    with pytest.raises(ValueError, match="at least 9999 are needed"):
+        data.split_by_image(published, seed=0, folds=9999)
+
+
+def test_a_split_that_was_not_made_is_said(drawn, tmp_path):
+    data.split_by_case(data.index_images(drawn), seed=0).to_csv(tmp_path / "split.csv", index=False)
+    for asked in (([200], "case"), ([100], "image")):
+        with pytest.raises(ValueError, match=r"\(by case: 100X\): run notebook 01"):
+            data.open_images(tmp_path / "split.csv", 32, *asked)
 
 
 def test_a_split_by_case_that_leaks_is_refused_on_load(published, tmp_path):
@@ -218,6 +227,8 @@ def test_a_half_written_cache_goes_on(drawn, tmp_path):
         pixels.write(b"killed here")
         names.write("0123")
     assert np.array_equal(data.load_pixels(index, 32, cache=tmp_path / "half")[0][:], whole)
+    os.truncate(pixels.name, 9 * whole[0].size + 5)
+    assert np.array_equal(data.load_pixels(index, 32, cache=tmp_path / "half")[0][:], whole)
 
 
 def test_a_full_disk_while_decoding_loses_nothing(drawn, tmp_path, full_disk):
@@ -275,4 +286,3 @@ def test_real_images(breakhis, tmp_path):
     some = index.groupby("magnification").head(2)
     pixels, table = data.load_pixels(some, 64, cache=tmp_path)
     assert len(pixels) == len(table) == 8 and pixels[:].std(axis=(1, 2, 3)).min() > 1
-    assert json.dumps(data.fingerprint(index))

@@ -1,6 +1,8 @@
 """Downloading against a small server of our own, with an archive in the database's form."""
 
 import io
+import subprocess
+import sys
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pandas as pd
 import pytest
 
-from lib import data, database
+from lib import data, database, runs
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,29 @@ def test_without_network_it_says_what_to_do(tmp_path):
         database.fetch(tmp_path, "http://127.0.0.1:9/BreaKHis_v1.tar.gz")
 
 
+def test_files_beside_the_folder_are_left_out_and_another_archive_is_said(server, images, tmp_path):
+    root = database.fetch(tmp_path / "one", server(pack(images | {"._BreaKHis_v1": b"x"})))
+    assert names_in(tmp_path / "one") == names_in(root) and len(names_in(root)) == len(images)
+    with pytest.raises(ValueError, match="holds no folder BreaKHis_v1"):
+        database.fetch(tmp_path / "two", server(pack({"other/README.txt": b"x"})))
+
+
+def test_make_data_says_what_is_there_and_fails_only_where_it_is_not_all(drawn, tmp_path):
+    command = [sys.executable, "-m", "lib.database"]
+    done = subprocess.run([*command, str(drawn)], cwd=runs.ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "is incomplete: 20 of 7909 images" in done.stderr
+    (tmp_path / "BreaKHis_v1").mkdir()
+    for k, (subtype, counts) in enumerate(database.COUNTS.items()):
+        for magnification, count in zip(data.MAGNIFICATIONS, counts, strict=True):
+            for n in range(count):
+                name = f"SOB_{'B' if k < 4 else 'M'}_{subtype}-14-{k}-{magnification}-{n:03}.png"
+                (tmp_path / "BreaKHis_v1" / name).touch()
+    done = subprocess.run([*command, str(tmp_path)], cwd=runs.ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip().endswith(
+        "BreaKHis_v1 is complete"
+    )
+
+
 def test_what_a_copy_lacks_is_counted(drawn):
     lacks = database.missing(data.index_images(drawn))
     assert lacks.startswith("20 of 7909 images; A at 40X: 0 of 114")
@@ -165,7 +190,7 @@ def test_the_official_folds_are_read_as_published(listing, tmp_path):
     for fold in database.FOLDS:
         lines = index["image"] + "|" + index["magnification"].astype(str) + "|1|" + listing[fold]
         (tmp_path / f"ds{fold}.txt").write_text("\n".join(lines) + "\n")
-    table = database.split_by_fold(tmp_path, index)
+    table = database.split_by_fold(tmp_path, index, index)
     assert len(table) == 5 * 7909
     for number, fold in enumerate(database.FOLDS):
         rows = table[table["fold"] == number]
@@ -176,16 +201,27 @@ def test_the_official_folds_are_read_as_published(listing, tmp_path):
         crossing = data.cases_on_two_sides(rows[rows["split"] != "validation"])
         assert 6 <= len(crossing) <= 8, "by patient folder: some cases lie on both sides"
 
+    one = data.parse_name(unknown := "SOB_M_DC-14-99999-100-001.png")
+    with open(tmp_path / "dsfold1.txt", "a") as file:
+        file.write(f"{unknown}|{one['magnification']}|1|train\n")
+    with pytest.raises(
+        ValueError, match=rf"names 1 images that the database does not hold, the first {unknown}"
+    ):
+        database.split_by_fold(tmp_path, index, index)
+
 
 def test_fold_files_that_do_not_fit_are_named(drawn, tmp_path):
     index = data.index_images(drawn)
     with pytest.raises(FileNotFoundError, match=r"No dsfold1\.txt under"):
-        database.split_by_fold(tmp_path, index)
-    for fold in database.FOLDS:
-        (tmp_path / f"ds{fold}.txt").write_text("cat.png|100|1|train\n")
-    with pytest.raises(ValueError, match=r"dsfold1\.txt: 'cat\.png' is not a BreaKHis file name"):
-        database.split_by_fold(tmp_path, index)
-    for fold in database.FOLDS:
-        (tmp_path / f"ds{fold}.txt").write_text(f"{index['image'][0]}|100|1|train\n")
-    with pytest.raises(ValueError, match="says nothing of 19 images"):
-        database.split_by_fold(tmp_path, index)
+        database.split_by_fold(tmp_path, index, index)
+    line = f"{index['image'][0]}|100|1|train\n"
+    for text, message in {
+        "cat.png|100|1|train\n": r"dsfold1\.txt: 'cat\.png' is not a BreaKHis file name",
+        "|100|1|train\n": r"dsfold1\.txt: '' is not a BreaKHis file name",
+        line: "says nothing of 19 images",
+        line + line: f"names {index['image'][0]} twice",
+    }.items():
+        for fold in database.FOLDS:
+            (tmp_path / f"ds{fold}.txt").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            database.split_by_fold(tmp_path, index, index)

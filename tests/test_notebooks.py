@@ -2,16 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
 import yaml
 
-from lib import profiles, robustness, runs, study
+from lib import data, database, profiles, robustness, runs, study
 
 NOTEBOOKS = study._stages(study.NOTEBOOKS)
 PROFILES = sorted((study.NOTEBOOKS / "profiles").glob("*.yaml"))
@@ -85,6 +87,19 @@ def test_each_notebook_alone_says_which_to_run_first(tmp_path, monkeypatch):
             papermill.execute_notebook(path, out, kernel_name="python3", progress_bar=False)
 
 
+@pytest.mark.parametrize("number", ["04", "05", "07"])
+def test_a_notebook_left_out_is_named(smoke, tmp_path, monkeypatch, number):
+    home, _ = smoke
+    (path,) = (path for path in NOTEBOOKS if path.stem.startswith(number))
+    subprocess.run(["cp", "-r", str(home / "runs"), str(tmp_path / "runs")], check=True)
+    for piece in (tmp_path / "runs" / "smoke" / "predictions").glob("baseline-[!n]*"):
+        piece.unlink()  # all that 03 predicted
+    monkeypatch.setenv("STUDY_HOME", str(tmp_path))
+    parameters = _own(path, profiles.load("smoke"))
+    with pytest.raises(papermill.exceptions.PapermillExecutionError, match=r"03_fgsm_attack\.ipynb first"):
+        papermill.execute_notebook(path, None, parameters, kernel_name="python3", progress_bar=False)
+
+
 def test_one_notebook_by_papermill_with_a_profile_and_a_parameter(smoke, tmp_path):
     home, _ = smoke
     command = [
@@ -127,7 +142,23 @@ def _own(notebook, parameters):
     return {name: value for name, value in parameters.items() if name in declared}
 
 
-def test_all_notebooks_pass_under_nbval(tmp_path):
+def test_the_official_folds_can_be_chosen(drawn, tmp_path, monkeypatch):
+    tree = shutil.copytree(drawn, tmp_path / "tree")
+    index = data.index_images(tree)
+    for k, fold in enumerate(database.FOLDS):
+        sides = np.where(np.arange(len(index)) % 5 == k, "test", "train")
+        (tree / f"ds{fold}.txt").write_text("\n".join(index["image"] + "|100|1|" + sides) + "\n")
+    monkeypatch.setenv("STUDY_HOME", str(tmp_path))
+    asked = {"data_root": str(tree), "split_by": "fold", "magnifications": [100], "pretrained": "none"}
+    parameters = _own(NOTEBOOKS[0], profiles.load("smoke") | asked | {"other_starts": []})
+    papermill.execute_notebook(NOTEBOOKS[0], None, parameters, kernel_name="python3", progress_bar=False)
+    images = data.open_images(tmp_path / "runs" / "smoke" / "split.csv", 32, [100], "fold")
+    assert images.folds == [0, 1, 2, 3, 4]
+    tested = pd.concat([images.side("test", fold).table for fold in images.folds])
+    assert sorted(tested["image"]) == sorted(index["image"])
+
+
+def test_all_notebooks_pass_under_nbval(smoke, tmp_path):
     for path in NOTEBOOKS:
         papermill.execute_notebook(
             path,
@@ -155,6 +186,11 @@ def test_all_notebooks_pass_under_nbval(tmp_path):
     environment = os.environ | {"STUDY_HOME": str(tmp_path / "home")}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-5000:]
+    once, again = (
+        json.loads((home / "runs" / "smoke" / "results.json").read_text())
+        for home in (smoke[0], tmp_path / "home")
+    )
+    assert once["metrics"] == again["metrics"], "the same seed, and one of the two was killed on the way"
 
 
 def test_a_kernel_opened_in_the_notebooks_folder_finds_the_library(tmp_path):

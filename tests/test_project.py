@@ -9,7 +9,7 @@ import tomllib
 import pytest
 import yaml
 
-from lib import checks, data, evaluation, papers, report, runs, summary
+from lib import audit, checks, data, evaluation, papers, report, runs, summary
 
 REPORTS = sorted(path.parent for path in (runs.ROOT / "reports").glob("*/results.json"))
 ASKED_FOR = {
@@ -72,13 +72,18 @@ def test_every_row_of_a_committed_report_follows_from_its_predictions(folder):
     results = json.loads((folder / "results.json").read_text())
     table = evaluation.read_piece(folder / "predictions.csv.gz")
     everything = evaluation.with_worst_case(table)
-    assert evaluation.records(evaluation.metrics(everything)) == results["metrics"]
     assert evaluation.records(evaluation.comparisons(everything)) == results["comparisons"]
     assert checks.verdicts(table, results["audit"]) == results["checks"]
+    metrics = evaluation.metrics(everything)
+    assert evaluation.records(metrics) == results["metrics"]
+    assert evaluation.records(audit.smallest_epsilons(metrics)) == results["smallest_epsilons"]
+    assert evaluation.records(audit.distances(table)) == results["distances"]
+    assert evaluation.records(audit.reliability(table)) == results["reliability"]
     beside = summary.tables(results["parameters"]["compare_with"])
     assert evaluation.records(evaluation.leakage([table, *beside])) == results["leakage"]
     split = data.load_split(folder / "split.csv.gz")
     split = split[split["magnification"].isin(results["dataset"]["magnifications"])]
+    assert evaluation.records(data.split_counts(split)) == results["split"]
     if not results["dataset"]["synthetic"]:
         used = results["parameters"]
         assert papers.records(table, data.split_counts(split), used) == results["papers"]

@@ -37,11 +37,12 @@ def test_every_attack_gives_a_row_for_each_image_and_epsilon(run):
     model = models.load(folder / "models" / "defended.safetensors")
     assert np.allclose(clean["margin"], evaluation.predict(model, test.tensors()[0]), atol=1e-4)
     assert clean[["linf", "l2", "ssim"]].isna().all(axis=None)
-    reread = evaluation.read_predictions(folder / "predictions")
-    pd.testing.assert_frame_equal(
-        reread.sort_values(list(reread)[:1]).reset_index(drop=True)[["image"]],
-        rows.sort_values("image").reset_index(drop=True)[["image"]],
+    keys = ["image", "attack", "epsilon"]
+    reread, rows = (
+        part.sort_values(keys, ignore_index=True)
+        for part in (evaluation.read_predictions(folder / "predictions"), rows)
     )
+    pd.testing.assert_frame_equal(reread, rows[list(reread)], check_dtype=False)
 
 
 def test_finished_rows_are_kept_and_a_changed_checkpoint_is_judged_anew(run):
@@ -104,9 +105,9 @@ def test_the_cascade_goes_on_from_pgd_and_keeps_what_was_fooled(run):
     with pytest.raises(FileNotFoundError, match="run fab first"):
         robustness.evaluate(folder, "defended", images, ["square"], epsilons=epsilon, steps=STEPS)
     rows = robustness.evaluate(
-        folder, "defended", images, ["pgd", *robustness.CASCADE], epsilons=epsilon, steps=STEPS
+        folder, "defended", images, ["pgd", *evaluation.CASCADE], epsilons=epsilon, steps=STEPS
     )
-    by_attack = [rows[rows["attack"] == name].reset_index(drop=True) for name in ("pgd", *robustness.CASCADE)]
+    by_attack = [rows[rows["attack"] == name].reset_index(drop=True) for name in ("pgd", *evaluation.CASCADE)]
     assert [len(part) for part in by_attack] == [count] * 4
     for before, after in itertools.pairwise(by_attack):
         fooled = ~evaluation.is_right(before)
@@ -138,7 +139,7 @@ def test_nothing_left_to_fool_is_no_error(run):
     fooled["margin"] = np.where(fooled["label"] == "malignant", -1.0, 1.0)
     evaluation.write_piece(fooled, piece)
     rows = robustness.evaluate(
-        folder, "defended", images, robustness.CASCADE, epsilons=EPSILONS[1:], steps=STEPS
+        folder, "defended", images, evaluation.CASCADE, epsilons=EPSILONS[1:], steps=STEPS
     )
     assert len(rows) == 3 * len(side) and not evaluation.is_right(rows).any()
 
@@ -183,7 +184,7 @@ def audited(model, folder, images, monkeypatch):
     options = {"epsilons": [4 / 255, 64 / 255], "steps": STEPS | {"pgd": 5, "square": 100}}
     rows = robustness.evaluate(folder, "planted", images, ["none", *robustness.ATTACKS], **options)
     options["epsilons"] = options["epsilons"][:1]
-    cascade = robustness.evaluate(folder, "planted", images, robustness.CASCADE, **options)
+    cascade = robustness.evaluate(folder, "planted", images, evaluation.CASCADE, **options)
     settings = [(5, 1, 0.5), (20, 4, 0.125)]
     steps = robustness.pgd_by_steps(folder, "planted", images, 4 / 255, settings, among=4)
     found = checks.verdicts(pd.concat([rows, cascade]), steps)
@@ -321,7 +322,7 @@ class Counted(torch.nn.Module):
         return logits
 
 
-@pytest.mark.parametrize("attack", ["pgd", *robustness.CASCADE])
+@pytest.mark.parametrize("attack", ["pgd", *evaluation.CASCADE])
 @pytest.mark.parametrize("epsilon", [0.1 / 255, 30 / 255])
 def test_no_attack_asks_more_of_the_model_than_the_table_says(attack, epsilon):
     torch.manual_seed(0)

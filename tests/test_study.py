@@ -177,29 +177,20 @@ def test_parameters_are_read_with_types_and_paths_become_absolute(notebooks, mon
 
 
 @pytest.mark.parametrize(
-    ("recipes", "words"),
-    [
-        ("[fgsm, pdg]", "there is no 'pdg' (in 'pdg'): did you mean 'pgd'?"),
-        ("[pgd+noisy]", "there is no 'noisy' (in 'pgd+noisy'): did you mean 'noise'?"),
-        ("[]", "recipes must name at least one"),
-    ],
-)
-def test_an_unknown_recipe_is_refused_before_hours_of_training(recipes, words):
-    with pytest.raises(profiles.ParameterError) as error:
-        profiles.resolve("smoke", None, [f"recipes={recipes}"], study._stages(study.NOTEBOOKS))
-    assert words in str(error.value)
-
-
-@pytest.mark.parametrize(
     ("setting", "words"),
     [
+        ("recipes=[fgsm, pdg]", "there is no 'pdg' (in 'pdg'): did you mean 'pgd'?"),
+        ("recipes=[pgd+noisy]", "there is no 'noisy' (in 'pgd+noisy'): did you mean 'noise'?"),
+        ("recipes=[]", "recipes must name at least one"),
+        ("epsilons=[]", "epsilons must name at least one"),
+        ("epsilons=[4, 4.0]", "epsilons: [4, 4.0] names one twice"),
         ("augmentation=stian", "there is no 'stian' (in 'stian'): did you mean 'stain'?"),
         ("augmentation=plain+stain", "there is no 'plain' (in 'plain+stain')"),
         ("other_augmentations=[scale, balancd+stain]", "did you mean 'balanced'?"),
         ("noise_drawn=onse", "noise_drawn: there is no 'onse': did you mean 'once'?"),
     ],
 )
-def test_an_unknown_way_of_training_is_refused_before_hours_of_training(setting, words):
+def test_what_would_fail_late_is_refused_before_hours_of_training(setting, words):
     with pytest.raises(profiles.ParameterError) as error:
         profiles.resolve("smoke", None, [setting], study._stages(study.NOTEBOOKS))
     assert words in str(error.value)
