@@ -14,8 +14,8 @@ def smallest_epsilons(metrics):
 
     metrics: rows of `evaluation.metrics` with the worst case. An image stands in the worst case up to its own smallest epsilon, so
     the accuracy there is the share of images whose epsilon is larger. median is the first epsilon tested (a fraction, 0 for
-    clean images) at which at most half stand, low and high the same for the ends of the interval of that share; null where more
-    than half stand everywhere. standing: the share that nothing fooled.
+    clean images) at which at most half stand, low and high the same for the ends of the interval of that share, where there is
+    one; null where more than half stand everywhere. standing: the share that nothing fooled.
     """
     rows = metrics[(metrics["subset"] == "all") & metrics["attack"].isin(["none", "worst_case"])]
     found = []
@@ -53,9 +53,8 @@ def calibration(rows, bins=10):
     points: a DataFrame with p (mean P(malignant)), malignant (share) and n in bins of equal width that hold an image; error: the
     expected calibration error, the mean of |p - malignant| weighted by n (Naeini et al. 2015, for the positive class).
     """
-    bin_of = np.minimum((rows["p_malignant"] * bins).astype(int), bins - 1)
     malignant = (rows["label"] == "malignant").astype(float)
-    points = pd.DataFrame({"p": rows["p_malignant"], "malignant": malignant}).groupby(bin_of.to_numpy())
+    points = pd.DataFrame({"p": rows["p_malignant"], "malignant": malignant}).groupby(_bin_of(rows, bins))
     points = points.mean().assign(n=points.size()).reset_index(drop=True)
     error = float(((points["p"] - points["malignant"]).abs() * points["n"]).sum() / max(len(rows), 1))
     return points, error if len(rows) else np.nan
@@ -77,29 +76,37 @@ def reliability(predictions):
     """How far probabilities of test images are from frequencies, and what leaving the less sure half unanswered buys.
 
     A row for each network, clean and under FGSM at each epsilon (not under PGD, which stops at an image as soon as it is fooled):
-    calibration_error, the error of `calibration` in five bins, and half_answered, the accuracy on the surer half, each with the
-    ends _low and _high of a 95 % interval over cases. An error is never below 0, so the interval of a small one lies above it.
+    calibration_error, the error of `calibration` in five bins (with few images it is too large), and half_answered, the accuracy on
+    the surer half, each with the ends _low and _high of a 95 % interval over cases. Held fixed in the resamples: on which side of
+    the frequency each bin lies, as the error would only grow otherwise, and which images the half holds.
     """
     rows = evaluation.tested_rows(predictions)
     rows = rows[rows["attack"].isin(["none", "fgsm"]) & ~rows["model"].isin(evaluation.WITHOUT_NETWORK)]
-    bins, found = 5, []
-    keys = ["split_by", "seed", "model", "attack", "epsilon"]
+    keys, bins, found = ["split_by", "seed", "model", "attack", "epsilon"], 5, []
     for key, group in rows.groupby(keys, sort=True):
+        by_case = group["case"], group["malignant"]
         off = (group["p_malignant"] - group["malignant"]).to_numpy()
-        in_bin = np.eye(bins)[np.minimum((group["p_malignant"] * bins).astype(int), bins - 1)]
-        error = evaluation.bootstrap_interval(
-            in_bin * off[:, None], group["case"], group["malignant"], lambda sums, n: abs(sums).sum(1) / n
-        )
-        order = group["margin"].abs().sort_values(ascending=False, kind="stable").index
-        sure = group.loc[order[: -(-len(group) // 2)]]
-        half = evaluation.bootstrap_interval(sure["right"], sure["case"], sure["malignant"])
-        values = (calibration(group, bins)[1], *error, sure["right"].mean(), *half)
-        found.append((*key, *values))
-    ends = ("", "_low", "_high")
-    return pd.DataFrame(
-        found,
-        columns=[*keys, *(name + end for name in ("calibration_error", "half_answered") for end in ends)],
-    )
+        bin_of = _bin_of(group, bins)
+        sides = np.sign(np.bincount(bin_of, off, minlength=bins))
+        error = evaluation.bootstrap_interval(off * sides[bin_of], *by_case)
+        sure = group["margin"].abs().rank(method="first", ascending=False) <= -(-len(group) // 2)
+        counted = np.column_stack([sure & group["right"], sure])
+        half = evaluation.bootstrap_interval(counted, *by_case, _share)
+        error, half = np.maximum(0, error), (group["right"][sure].mean(), *half)
+        found.append((*key, calibration(group, bins)[1], *error, *half))
+    values = [name + end for name in ("calibration_error", "half_answered") for end in ("", "_low", "_high")]
+    return pd.DataFrame(found, columns=[*keys, *values])
+
+
+def _share(sums, n):
+    """What share the first column is of the second; NaN where that is nothing."""
+    with np.errstate(invalid="ignore"):
+        return sums[:, 0] / sums[:, 1]
+
+
+def _bin_of(rows, bins):
+    """The bin of P(malignant) that each row falls in, of so many of equal width."""
+    return np.minimum((rows["p_malignant"] * bins).astype(int), bins - 1).to_numpy()
 
 
 def certify(counts, samples, sigma, alpha=0.001):

@@ -30,14 +30,14 @@ def verdicts(predictions, audit=()):
         ]
         for name, measure, bound, limit, words in CHECKS:
             if measure in OF_AUDIT:
-                values = [(float(v), at) for v, at in measure(audited) if pd.notna(v)]
+                values = [(float(v), at) for v, at in measure(audited)]
             else:
                 values = [
                     (float(v), f"{at}, {where}")
                     for where, right, part in wide
                     for v, at in measure(right, part)
-                    if pd.notna(v)
                 ]
+            values = [pair for pair in values if pd.notna(pair[0])]
             if values:
                 value, where = (max if bound == "at most" else min)(values, key=lambda pair: pair[0])
                 holds = value <= limit + 1e-9 if bound == "at most" else value >= limit - 1e-9
@@ -194,14 +194,14 @@ CHECKS = [
         _found_without_gradients,
         "at most",
         0.02,
-        "Square turns another {value:.1%} of the images after PGD, APGD-CE and FAB; more would mean masked gradients",
+        "Square turns another {value:.1%} of all images after the attacks before it; more would mean masked gradients",
     ),
     (
         "stronger attacks find little more",
         _found_by_the_cascade,
         "at most",
         0.05,
-        "APGD-CE, FAB and Square turn another {value:.1%} of the images that stand under PGD",
+        "The attacks after PGD turn another {value:.1%} of all images",
     ),
     (
         "more steps and restarts find little more",

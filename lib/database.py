@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pooch
 import requests
+import urllib3
 from tqdm import tqdm
 
 from lib import data, runs
@@ -43,8 +44,8 @@ FOLDS = ("fold1", "fold2", "fold3", "fold4", "fold5")
 def fetch(folder=None, url=URL):
     """The folder BreaKHis_v1 below `folder` (by default data/): downloaded and unpacked first where it is missing.
 
-    Half a download goes on where it ended. Raises ConnectionError where the network fails, ValueError for a damaged archive or
-    one that reaches out of its folder; nothing half done is left under the final name.
+    Half a download goes on where it ended. Raises ConnectionError where the network fails, ValueError for a damaged archive, one
+    that reaches out of its folder or one without it; nothing half done is left under the final name.
     """
     folder = Path(folder or runs.home() / "data")
     done = folder / "BreaKHis_v1"
@@ -91,7 +92,6 @@ def _resuming(url, output_file, _):
     """A downloader for pooch that goes on where an earlier one ended: what came so far is kept in a .part file."""
     part = Path(output_file).with_name("BreaKHis_v1.tar.gz.part")
     have = part.stat().st_size if part.exists() else 0
-    # The bytes of the archive as they are, not unzipped on the way.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
         with requests.get(url, stream=True, timeout=60, headers=headers) as answer:
@@ -104,13 +104,15 @@ def _resuming(url, output_file, _):
             answer.raise_for_status()
             if answer.status_code != requests.codes.partial_content:
                 have = 0  # a server that cannot go on sends everything again
-            total = have + int(answer.headers.get("Content-Length", 0)) or None
+            length = answer.headers.get("Content-Length")
+            total = have + int(length) if length else None
             progress = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc="downloading BreaKHis")
             with runs.writing(part), progress, open(part, "ab" if have else "wb") as file:
-                for chunk in answer.iter_content(2**20):
+                # The bytes as they come, not unzipped on the way even where the server says that they may be.
+                for chunk in answer.raw.stream(2**20, decode_content=False):
                     file.write(chunk)
                     progress.update(len(chunk))
-    except requests.RequestException as error:
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         kept = f"{part.stat().st_size / 1e9:.1f} GB are kept" if part.exists() else "nothing was kept"
         raise ConnectionError(
             f"Could not download {url} ({error}); {kept}. Run again to go on, or download it by hand and give data_root."
@@ -154,8 +156,8 @@ def split_by_fold(root, index, selected, source=None, seed=0):
     starting weights only, or None; they are split by the same files.
     A tenth of the training images of each class and magnification is drawn for validation. The folds are by patient folder, so
     cases lie on both sides: how many is said. An image may be tested in several folds.
-    Raises FileNotFoundError without the files, ValueError where a file names no BreaKHis image, one that a whole database does
-    not hold, or one twice, or lacks a selected one.
+    Raises FileNotFoundError without the files, ValueError where a file names something that is no BreaKHis image, one
+    that a whole database does not hold, or one twice, or lacks a selected one.
     """
     wanted = selected if source is None else pd.concat([selected, source], ignore_index=True)
     whole = not missing(index)

@@ -78,12 +78,12 @@ RECIPES = {
 }
 TRAINING = (
     (
-        "which augmentation is not given: a random square of the field of view, flips and right-angle rotations, as tissue has no "
-        "upright and these make no new pixel values",
+        "which augmentation is not given: always a random square of the field of view, flips and right-angle rotations, as tissue has "
+        "no upright and these make no new pixel values; more where it is named",
         ["augmentation"],
     ),
     (
-        "the learning rate's course is not given: it falls to 0 along a cosine, which leaves nothing to choose",
+        "the learning rate's course is not given: it falls to 0 along a cosine, which needs no further parameter",
         [],
     ),
     (
@@ -105,7 +105,7 @@ OPEN = {
         ),
         (
             "how strong the noise is, is not given: about a tenth of the value range shows in an image and leaves its nuclei to be "
-            "seen; other_sigmas show how the answer moves",
+            "seen",
             ["noise_sigma", "other_sigmas"],
         ),
         (
@@ -136,8 +136,8 @@ OPEN = {
             [],
         ),
         (
-            "at which epsilon the merged images are made is not given: one that is hard to see and turns an undefended model; they "
-            "are made of whole images, before cropping, and rounded to 8 bits as files would be",
+            "at which epsilon the merged images are made is not given: one that is hard to see; they are made "
+            "of whole images, before cropping, and rounded to 8 bits as files would be",
             ["train_epsilon"],
         ),
         (
@@ -282,7 +282,8 @@ def records(predictions, split, parameters):
         for label, sides in table.items():
             for side, published in zip((*SIDES, "all"), (*sides, sum(sides)), strict=True):
                 at = list(SIDES) if side == "all" else [side]
-                measured = int(ours[label].reindex(at).sum()) if label in ours else None
+                there = label in ours and set(at) <= set(ours[label].index)
+                measured = int(ours[label][at].sum()) if there else None
                 found.append(_counted(paper, f"{label} images, {side}", published, measured))
         if paper in SAID:
             found.append(_counted(paper, "images", SAID[paper], int(ours.sum()) if len(ours) else None))

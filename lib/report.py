@@ -39,7 +39,7 @@ def _unbroken(page):
 def publish(run, provenance):
     """Build `reports/<run>/` from `runs/<run>/`, put it in the place of the last one, and return its index.html.
 
-    provenance: {"commit", "versions", "device", "started", "seconds", "training_seconds", "training_precision"}, which goes into
+    provenance: {"commit", "versions", "device", "started", "seconds", "training_seconds"}, which goes into
     results.json.
     Raises FileNotFoundError when the run lacks a file, ValueError when results.json is no valid JSON (a NaN counts as that);
     then the last report is as it was.
@@ -143,7 +143,7 @@ def _build(run, report, provenance):
     shutil.copyfile(runs.require(run, "attacks.csv"), report / "attacks.csv")
     _write_split(runs.require(run, "split.csv"), report / "split.csv.gz")
     _write_predictions(runs.require(run, "predictions.csv.gz"), report / "predictions.csv.gz")
-    _write_results(runs.require(run, "results.json"), report / "results.json", provenance)
+    results = _write_results(runs.require(run, "results.json"), report / "results.json", provenance)
 
     # Where everything lies that a page can link to, by the name under which notebooks and summary know it.
     places = {name: name for name in DATA_FILES}
@@ -170,7 +170,7 @@ def _build(run, report, provenance):
         )
 
     pages = [(notebook.stem, _title(notebook)) for notebook in notebooks]
-    index = _index_body(run, summary, dataset, provenance, pages)
+    index = _index_body(run, summary, dataset, results, pages)
     for place in {"index.html", f"{folder}index.html"}:
         _write_page(report / place, f"{run}: summary", index, "index", pages, places, drawn)
     for notebook, (stem, title) in zip(notebooks, pages, strict=True):
@@ -193,7 +193,7 @@ def _write_predictions(source, target):
 
 
 def _write_results(source, target, provenance):
-    """One row of a table a line, which keeps changes readable in git."""
+    """One row of a table a line, which keeps changes readable in git. Returns what was written."""
     results = json.loads(source.read_text("utf-8"), parse_constant=_no_constant) | {"provenance": provenance}
     parameters = results.get("parameters", {})
     # The folders of one machine tell a reader nothing; their last part does.
@@ -209,6 +209,7 @@ def _write_results(source, target, provenance):
             text = json.dumps(value, ensure_ascii=False)
         parts.append(f" {json.dumps(name)}: {text}")
     target.write_text("{\n" + ",\n".join(parts) + "\n}\n", "utf-8")
+    return results
 
 
 def _no_constant(name):
@@ -236,9 +237,10 @@ def _title(notebook):
     return notebook.stem
 
 
-def _index_body(run, summary, dataset, provenance, pages):
+def _index_body(run, summary, dataset, results, pages):
     from nbconvert.filters import markdown2html
 
+    provenance = results["provenance"]
     links = "".join(f'<li><a href="{stem}.html">{html.escape(title)}</a></li>' for stem, title in pages)
     files = ", ".join(f'<a href="{name}">{name}</a>' for name in DATA_FILES)
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
@@ -249,7 +251,7 @@ def _index_body(run, summary, dataset, provenance, pages):
         ("Device", provenance["device"]),
         (
             "All trainings",
-            f"{provenance['training_seconds'] / 60:.0f} minutes, in {provenance['training_precision']}",
+            f"{provenance['training_seconds'] / 60:.0f} minutes, in {results['training_precision']}",
         ),
         ("This pass", f"{provenance['seconds'] / 60:.1f} minutes, finished work of earlier ones kept"),
         ("Commit", provenance["commit"] or "not under git"),

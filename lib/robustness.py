@@ -9,7 +9,6 @@ import torch
 from tqdm import tqdm
 
 from lib import attacks, checks, data, evaluation, models, runs, training, wording
-from lib.evaluation import CASCADE
 
 ATTACKS = ("random_noise", "fgsm", "pgd", "transfer_fgsm")
 BATCH_PIXELS = 2**19  # of the images attacked at once; bounds the memory of a backward pass
@@ -35,7 +34,7 @@ def attack_table(epsilons, steps, audited=()):
     """What each attack name means in this run, one row an attack: steps, restarts, step size, queries, precision.
 
     epsilons: fractions in [0, 1]; steps: of the attacks that take several, by name ("square": queries); audited: the epsilons of the
-    `CASCADE`, of which attacks without steps are left out. queries counts passes through the model for an image, at most.
+    `evaluation.CASCADE`, of which attacks without steps are left out. queries counts passes through the model for an image, at most.
     """
     starts, of_pgd = 2, steps["pgd"]
     rows = {
@@ -56,7 +55,7 @@ def attack_table(epsilons, steps, audited=()):
     columns = ["name", "description", "steps", "restarts", "step_size", "queries", "epsilons", "precision"]
 
     def shown(name):
-        of_it = [0.0] if name == "none" else audited if name in CASCADE else epsilons
+        of_it = [0.0] if name == "none" else audited if name in evaluation.CASCADE else epsilons
         return " ".join(map(wording.format_epsilon, of_it))
 
     return pd.DataFrame(
@@ -86,7 +85,7 @@ def evaluate(
     folder: the run's; images: `data.Images`; epsilons: fractions in [0, 1]; steps: of the attacks that take several, by name
     ("square": queries); source: the model whose FGSM images `transfer_fgsm` shows; margins(fold) gives, for a model without a
     network, a function from images (n, H, W, 3) to margins.
-    An attack of the `CASCADE` goes on from the rows of the one before it, of PGD the first: an image that was fooled is not
+    An attack of the `evaluation.CASCADE` goes on from the rows of the one before it, of PGD the first: an image that was fooled is not
     shown again and keeps its row, and one that stands keeps the row that came nearest.
     Each attack's rows (of those with steps: each epsilon's) are a file in predictions/, kept: the same call goes on where it was
     killed. Raises FileNotFoundError where an attack of the cascade lacks the one before it.
@@ -110,7 +109,7 @@ def evaluate(
                 continue  # its own FGSM images are not a transfer
             stem = f"{name}-{attack}" + f"-from_{source}" * (transfers and source != "baseline")
             kept = []
-            alone = attack == "pgd" or attack in CASCADE
+            alone = attack == "pgd" or attack in evaluation.CASCADE
             groups = [(e,) for e in epsilons] if alone else [(0.0,) if attack == "none" else tuple(epsilons)]
             for group in groups:
                 end = f"-{group[0] * 255:g}{tail}" if alone else tail
@@ -126,8 +125,8 @@ def evaluate(
                     "code": code,
                 }
                 before, standing = None, np.arange(len(shown))
-                if attack in CASCADE:
-                    ran = [each for each in CASCADE if steps.get(each) or each == attack]
+                if attack in evaluation.CASCADE:
+                    ran = [each for each in evaluation.CASCADE if steps.get(each) or each == attack]
                     one_before = ("pgd", *ran)[ran.index(attack)]
                     earlier = folder / "predictions" / f"{name}-{one_before}{end}"
                     if not earlier.exists():
@@ -373,10 +372,10 @@ def perturb(model, images, labels, attack, epsilons, steps=0, seed=0, label=None
         x = x.contiguous(memory_format=torch.channels_last)
         if attack in ("fgsm", "transfer_fgsm"):
             batches = attacks.fgsm(model, x, y, epsilons)
-        elif attack in CASCADE:
+        elif attack in evaluation.CASCADE:
             batches = (attacks.autoattack(model, x, y, attack, epsilon, steps, seed) for epsilon in epsilons)
         else:
-            raise ValueError(f"Unknown attack {attack!r}: use {', '.join((*ATTACKS, *CASCADE))}.")
+            raise ValueError(f"Unknown attack {attack!r}: use {', '.join((*ATTACKS, *evaluation.CASCADE))}.")
         for kept, batch in zip(done, batches, strict=True):
             kept.append(batch.cpu())
     return [torch.cat(kept) for kept in done]

@@ -346,12 +346,11 @@ def _publish_if_changed(stages, run, folder):
             executed.unlink()
     provenance = {
         "commit": now,
-        "versions": _versions([record.get("versions") or runs.versions() for record in records]),
+        "versions": _versions([record.get("versions", {}) for record in records]),
         "device": runs.device_name(),
         "started": min(record["started"] for record in records),
         "seconds": round(sum(record["seconds"] for record in records), 1),
         "training_seconds": round(sum(map(_seconds, (folder / "history").glob("*.csv"))), 1),
-        "training_precision": runs.precision(folder),
     }
     from lib.report import publish
 
@@ -369,8 +368,11 @@ def _publish_if_changed(stages, run, folder):
 
 
 def _versions(stages):
-    """The packages that the stages ran with, those of an unchanged stage too: "2.9.0 and 2.10.0" where they differ."""
-    return {name: " and ".join(sorted({stage[name] for stage in stages})) for name in stages[0]}
+    """The packages that the stages ran with, also those that ran long ago: "2.9.0 and 2.10.0" where they differ."""
+    names = dict.fromkeys(name for stage in stages for name in stage)
+    return {
+        name: " and ".join(dict.fromkeys(stage[name] for stage in stages if name in stage)) for name in names
+    }
 
 
 def _seconds(history):

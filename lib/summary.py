@@ -258,9 +258,7 @@ def _falls(results, split_by):
         for row in results["distances"]
         if (row["attack"], row["split_by"]) == ("pgd", split_by)
     }
-    few = {
-        row["model"] for row in results["metrics"] if row["subset"] == "all" and row["accuracy_low"] is None
-    }
+    few = {model for (model, *_), row in _rows(results, split_by).items() if row["accuracy_low"] is None}
     epsilons = sorted({epsilon for _, epsilon in alike})
     ssim = [f"SSIM, PGD {wording.format_epsilon(epsilon)}" for epsilon in epsilons]
     lines = _header("model", "half fall at", "stand at every epsilon", *ssim)
@@ -307,8 +305,8 @@ def _reliability(results, split_by):
         "",
         "## Can the probabilities be believed?",
         "",
-        "The calibration error is the mean distance between P(malignant) and the share that is malignant (0: honest). The surer half: "
-        "accuracy where the images nearest to the decision are left to a person, half of all.",
+        "The calibration error is, in five bins of P(malignant), the mean distance between the probability and the share that is malignant "
+        "(0: honest). The surer half: accuracy on the half of the images that lies farthest from the decision.",
         "",
         *lines,
     ]
@@ -366,10 +364,7 @@ def _beside(results, other):
     ]
     for number, (name, them) in enumerate(other.items(), 2):
         differs = [
-            f"{key} {value}"
-            for key, value in them["parameters"].items()
-            if key not in ("run", "compare_with", "data_root")
-            and value != results["parameters"].get(key, value)
+            f"{key} {value}" for key, value in _made(them).items() if value != _made(results).get(key, value)
         ]
         lines.append(f"{number}. {name}: {', '.join(differs) or 'the same parameters'}")
     models = _models(every[0])
@@ -393,6 +388,16 @@ def _beside(results, other):
         "",
         "A seed draws split, starting weights, batches and noise anew, so test images differ too, as they do between splits.",
     ]
+
+
+def _made(results):
+    """What a run's numbers depend on: its parameters, and what "auto" chose as precision."""
+    used = {
+        name: value
+        for name, value in results["parameters"].items()
+        if name not in ("run", "compare_with", "data_root")
+    }
+    return used | {"precision": results["training_precision"]}
 
 
 def _augmentations(results, rows):

@@ -208,10 +208,10 @@ def adversarial_recipe(name, epsilon, noise_sigma):
 
 
 def recalibrate(model, side, path, made, *, batch_size, seed=0):
-    """Take the running statistics of batch norm anew from the images of `side` as they are, and save the model to `path`.
+    """Take the running statistics of batch norm anew from the images of `side` without noise, and save the model to `path`.
 
     A model trained on changed images (noise) normalizes by means and spreads that unchanged images do not have. The weights
-    stay. side: `data.Side`, shown once, in squares, flips and turns as in every training; made: what else the result depends on, for the record.
+    stay. side: `data.Side`, shown once, in squares, flips and turns; made: what else the result depends on, for the record.
     A finished file is kept.
     """
     made = made | {

@@ -97,6 +97,8 @@ def test_every_published_number_has_a_value_or_a_reason(split):
     assert len(names) == len(whole) > len(papers.CLAIMS) + 12
     one = next(record for record in whole if record["quantity"] == "benign images, train")
     assert (one["published"], one["measured"]) == (515, 32)
+    sums = {record["quantity"]: record["measured"] for record in whole if record["paper"] == papers.ALAM}
+    assert (sums["malignant images, all"], sums["images"]) == (40, 80)
     assert "epochs 6 instead of 400" in one["deviations"]
     assert not any("pretrained" in sentence for sentence in one["deviations"])
 

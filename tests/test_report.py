@@ -21,7 +21,6 @@ PROVENANCE = {
     "started": "2026-01-01T00:00:00+00:00",
     "seconds": 61.0,
     "training_seconds": 120.0,
-    "training_precision": "bfloat16",
 }
 
 
@@ -65,6 +64,7 @@ def finished(tmp_path, monkeypatch):
         results = {
             "run": "toy",
             "parameters": {"data_root": "/some/where/breakhis"},
+            "training_precision": "bfloat16",
             "metrics": [{"n": 1}, {"n": None}],
         }
         (folder / "results.json").write_text(json.dumps(results))

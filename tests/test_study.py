@@ -58,7 +58,8 @@ with open(runs.home() / "calls.txt", "a") as calls:
 pieces = sorted(path.name for path in folder.glob("predictions/*.csv.gz"))
 with gzip.open(folder / "predictions.csv.gz", "wt") as table:
     table.write("\\n".join(pieces))
-results = {"run": run, "parameters": {"seed": seed, "weights_dir": "/some/where"}, "metrics": [{"n": len(pieces)}, {"n": 0}]}
+results = {"run": run, "parameters": {"seed": seed, "weights_dir": "/some/where"}, "training_precision": "float32"}
+results["metrics"] = [{"n": len(pieces)}, {"n": 0}]
 (folder / "results.json").write_text(json.dumps(results))
 (folder / "summary.md").write_text(f"# Toy\\n\\n{len(pieces)} pieces\\n")
 """
