@@ -197,6 +197,11 @@ def test_what_would_fail_late_is_refused_before_hours_of_training(setting, words
     assert words in str(error.value)
 
 
+def test_a_report_names_all_versions_that_its_stages_ran_with():
+    stages = [{"torch": "2.9.0"}, {"torch": "2.10.0", "numpy": "2.4"}, {"torch": "2.10.0"}, {}]
+    assert study._versions(stages) == {"torch": "2.9.0 and 2.10.0", "numpy": "2.4"}
+
+
 def test_makefile_and_runner_agree_on_the_environment():
     text = (runs.ROOT / "Makefile").read_text()
     found = dict(re.findall(r"^export (\w+) \?= (\S+)$", text, re.MULTILINE))
