@@ -22,9 +22,10 @@ DESCRIPTIONS = {
     "fgsm": "one signed gradient step on the margin, clipped to [0, 1]",
     "pgd": "projected signed gradient steps on the margin, from the FGSM point, then from a random start; an image is left alone once it is fooled",
     "transfer_fgsm": "the FGSM images of source_model, shown to this model",
-    "apgd_ce": "AutoAttack's PGD on cross-entropy, which sets its own step size",
-    "fab": "AutoAttack's search for the nearest image across the boundary",
-    "square": "AutoAttack's random search with squares, without gradients",
+    "apgd_ce": "AutoAttack's PGD on cross-entropy, which sets its own step size; only on images that stand under PGD, others keep PGD's row",
+    "fab": "AutoAttack's search for the nearest image across the boundary; only on images that still stand",
+    "square": "AutoAttack's random search with squares, without gradients; only on images that still stand",
+    "worst_case": "all of them together: right as it is and under every attack at every epsilon up to the one named",
 }
 
 

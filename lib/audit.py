@@ -30,21 +30,22 @@ def smallest_epsilons(metrics):
 
 
 def distances(predictions):
-    """Mean SSIM and mean Euclidean length of the change of the test images, with intervals over cases.
+    """Mean SSIM and mean Euclidean length of the change of the test images that were changed, with intervals over cases.
 
-    A row for each model, attack and epsilon of the white-box attacks: ssim, ssim_low, ssim_high, l2 (pixel values in [0, 1]).
+    A row for each model, attack and epsilon of the white-box attacks: n (PGD leaves alone what is wrong without it), ssim, ssim_low,
+    ssim_high, l2 (pixel values in [0, 1]).
     """
     rows = evaluation.tested_rows(predictions)
-    rows = rows[rows["ssim"].notna() & ~rows["attack"].isin(evaluation.NOT_AIMED)]
+    rows = rows[(rows["l2"] > 0) & ~rows["attack"].isin(evaluation.NOT_AIMED)]
     found = []
     keys = ["split_by", "seed", "model", "attack", "epsilon"]
     for key, group in rows.groupby(keys, sort=True):
         low, high = evaluation.bootstrap_interval(group["ssim"], group["case"], group["malignant"])
         found.append(
-            dict(zip(keys, key, strict=True))
+            dict(zip(keys, key, strict=True), n=len(group))
             | {"ssim": group["ssim"].mean(), "ssim_low": low, "ssim_high": high, "l2": group["l2"].mean()}
         )
-    return pd.DataFrame(found, columns=[*keys, "ssim", "ssim_low", "ssim_high", "l2"])
+    return pd.DataFrame(found, columns=[*keys, "n", "ssim", "ssim_low", "ssim_high", "l2"])
 
 
 def calibration(rows, bins=10):
@@ -76,8 +77,9 @@ def reliability(predictions):
     """How far probabilities of test images are from frequencies, and what leaving the less sure half unanswered buys.
 
     A row for each network, clean and under FGSM at each epsilon (not under PGD, which stops at an image as soon as it is fooled):
-    calibration_error, the error of `calibration` in five bins (with few images it is too large), and half_answered, the accuracy on
-    the surer half, each with the ends _low and _high of a 95 % interval over cases. Held fixed in the resamples: on which side of
+    calibration_error, the error of `calibration` in five bins; by_chance, what it would be on average if each image were malignant
+    with just the probability stated (normal approximation); and half_answered, the accuracy on the surer half; the first and the
+    last each with the ends _low and _high of a 95 % interval over cases. Held fixed in the resamples: on which side of
     the frequency each bin lies, as the error would only grow otherwise, and which images the half holds.
     """
     rows = evaluation.tested_rows(predictions)
@@ -93,9 +95,13 @@ def reliability(predictions):
         counted = np.column_stack([sure & group["right"], sure])
         half = evaluation.bootstrap_interval(counted, *by_case, _share)
         error, half = np.maximum(0, error), (group["right"][sure].mean(), *half)
-        found.append((*key, calibration(group, bins)[1], *error, *half))
-    values = [name + end for name in ("calibration_error", "half_answered") for end in ("", "_low", "_high")]
-    return pd.DataFrame(found, columns=[*keys, *values])
+        variance = np.bincount(bin_of, group["p_malignant"] * (1 - group["p_malignant"]), minlength=bins)
+        by_chance = np.sqrt(2 / np.pi * variance).sum() / len(group)
+        found.append((*key, calibration(group, bins)[1], *error, by_chance, *half))
+    error, half = (
+        [name + end for end in ("", "_low", "_high")] for name in ("calibration_error", "half_answered")
+    )
+    return pd.DataFrame(found, columns=[*keys, *error, "by_chance", *half])
 
 
 def _share(sums, n):

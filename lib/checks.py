@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from lib import evaluation
 from lib.evaluation import CASCADE, TESTED, tested_rows
 from lib.wording import format_epsilon
 
@@ -9,12 +10,14 @@ from lib.wording import format_epsilon
 AUDIT = ["model", "epsilon", "steps", "restarts", "step_size", "n", "accuracy", "margin", "zero_gradient"]
 # From here on an attack that works turns every image: benign and malignant fit into each other's balls.
 HUGE = round(64 / 255, 6)  # a hair below, as records hold it
+ON_FGSM = ("merged_fgsm", "adversarial_training")  # trained on FGSM images
 
 
-def verdicts(predictions, audit=()):
+def verdicts(predictions, audit=(), train_epsilon=4 / 255):
     """What a robustness claim must survive (Carlini et al. 2019, Athalye et al. 2018), for each model.
 
-    audit: what `robustness.pgd_by_steps` found, a DataFrame or dicts; without it the checks that need it are not applicable.
+    train_epsilon: a fraction; two checks look at the tested epsilon nearest to it alone. audit: what `robustness.pgd_by_steps` found,
+    a DataFrame or dicts; without it the checks that need it are not applicable.
     Returns dicts with name, model, value, verdict ("holds", "fails" or "not applicable") and meaning. The value is
     the most unfavorable one over splits, seeds and epsilons, and the meaning says where it was found; it is null
     where an attack that the check needs was not run. Accuracies are compared on the images that both attacks had.
@@ -31,6 +34,13 @@ def verdicts(predictions, audit=()):
         for name, measure, bound, limit, words in CHECKS:
             if measure in OF_AUDIT:
                 values = [(float(v), at) for v, at in measure(audited)]
+            elif measure in AT_TRAINING:
+                values = [
+                    (float(v), f"{at}, {where}")
+                    for where, right, part in wide
+                    for epsilon in sorted(_epsilons(right, "pgd"), key=lambda e: abs(e - train_epsilon))[:1]
+                    for v, at in measure(right, part, epsilon)
+                ]
             else:
                 values = [
                     (float(v), f"{at}, {where}")
@@ -84,6 +94,12 @@ def _rise_with_epsilon(right, part):
         yield accuracy[k] - accuracy[:k].min(), f"at {format_epsilon(runs[k][1])}"
 
 
+def _fall(right, part):
+    for epsilon in _epsilons(right, "pgd")[-1:] if ("none", 0.0) in right.columns else ():
+        both = right[[("none", 0.0), ("pgd", epsilon)]].dropna().mean()
+        yield both.iloc[0] - both.iloc[1], f"at {format_epsilon(epsilon)}"
+
+
 def _out_of_order(right, part):
     for strong, weak in [
         ("pgd", "transfer_fgsm"),
@@ -95,6 +111,11 @@ def _out_of_order(right, part):
 
 def _fgsm_only(right, part):
     yield from _gaps(right, "fgsm", "pgd")
+
+
+def _overfitted(right, part, epsilon):
+    if part["model"].iloc[0] in ON_FGSM:
+        yield from _gaps(right[[run for run in right if run[1] == epsilon]], "fgsm", "pgd")
 
 
 def _lost_by_rounding(right, part):
@@ -149,6 +170,14 @@ def _without_gradient(audit):
         yield row["zero_gradient"], f"{row['n']} clean images"
 
 
+def _worth_in_the_worst_case(right, part, epsilon):
+    worst = evaluation.worst_case(part[part["epsilon"] <= epsilon])
+    rows = evaluation.metrics(worst[worst["epsilon"] == epsilon])
+    for row in rows[rows["subset"] == "all"].to_dict("records"):
+        yield row["balanced_accuracy_low"], f"at {format_epsilon(epsilon)}"
+
+
+AT_TRAINING = (_overfitted, _worth_in_the_worst_case)
 OF_AUDIT = (_found_by_more_steps, _rise_over_steps, _without_gradient)
 
 
@@ -176,6 +205,13 @@ CHECKS = [
         "The accuracy under PGD changes by {value:+.3f} from the lowest at a smaller epsilon",
     ),
     (
+        "the attack does something",
+        _fall,
+        "at least",
+        0.05,
+        "PGD takes {value:.3f} of the accuracy",
+    ),
+    (
         "white-box beats transfer, transfer beats noise",
         _out_of_order,
         "at most",
@@ -188,6 +224,13 @@ CHECKS = [
         "at most",
         0.15,
         "The accuracy under FGSM, minus that under PGD, which is the one to read, is {value:+.3f}",
+    ),
+    (
+        "no catastrophic overfitting",
+        _overfitted,
+        "at most",
+        0.15,
+        "At the epsilon of training, the accuracy under FGSM minus that under PGD is {value:+.3f}",
     ),
     (
         "an attack without gradients finds little more",
@@ -244,5 +287,12 @@ CHECKS = [
         "at least",
         0.5,
         "Clean, the class that is recognized worse is right in {value:.1%} of its images",
+    ),
+    (
+        "attacked, better than one answer for all",
+        _worth_in_the_worst_case,
+        "at least",
+        0.501,
+        "The interval of the balanced accuracy in the worst case begins at {value:.3f}; answering one class always has 0.500",
     ),
 ]

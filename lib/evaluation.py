@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from lib import runs
+from lib import profiles, runs
 
 COLUMNS = [
     *("image", "case", "label", "subtype", "magnification", "split", "split_by", "fold", "seed"),
@@ -44,7 +44,8 @@ METRICS = [
 ]
 COMPARISONS = [
     *("model_a", "model_b", "attack", "epsilon", "split_by", "difference", "low", "high", "p_value", "test"),
-    *("p_holm", "seed", "source_model", "n", "n_cases"),
+    *("p_holm", "p_main", "balanced_difference", "balanced_difference_low", "balanced_difference_high"),
+    *("seed", "source_model", "n", "n_cases"),
 ]
 LEAKAGE = ["model", "by_image", "by_case", "leakage", "low", "high", "n_image", "n_case", "n_cases"]
 TEXT = ["image", "case", "label", "subtype", "split", "split_by", "model", "attack", "source_model"]
@@ -265,6 +266,7 @@ def metrics(predictions, resamples=2000, seed=0):
     What does not exist is null (NaN or NA): with one class in the subset, everything about the other class, and the
     balanced accuracy, precision and AUROC, which need both; precision also when the model never answers malignant.
     accuracy_8bit is the accuracy after rounding the perturbed images to 8 bits, null where there are none.
+    The worst case has no AUROC: its margins are of different attacks at different epsilons.
     patient_score is the mean over cases of the share that is right in each (Spanhol et al. 2016, section IV, with cases for
     patients).
     """
@@ -318,7 +320,7 @@ def _measure(rows, resamples, seed):
         resamples=resamples,
         seed=seed,
     )
-    if positives and negatives:
+    if positives and negatives and rows["attack"].iloc[0] != "worst_case":
         found = _auroc(rows, malignant, resamples, seed)
         measured |= dict(zip(("auroc", "auroc_low", "auroc_high"), found, strict=True))
     return measured | {
@@ -419,38 +421,69 @@ def _case_counts(cases, resamples, seed, stratum):
 # ---------------------------------------------------------------- one model against another
 
 
-def comparisons(predictions, resamples=2000, seed=0):
-    """Every other model against the baseline: a row (`COMPARISONS`) for each evaluation that both have.
+def comparisons(predictions, primary="", train_epsilon=0.0, resamples=2000, seed=0):
+    """Every other model against the baseline, and `primary` against the other defenses: a row (`COMPARISONS`) an evaluation.
 
-    difference is the accuracy of model_a minus that of model_b (the baseline) on the test images that both were
-    given; its interval resamples cases, both models together, and is null under five cases in a class. The p-value
-    is two-sided, from `sign_flip_test`; p_holm is corrected for all comparisons of one split and seed (`holm`).
+    difference is the accuracy of model_a minus that of model_b on the test images that both were given, balanced_difference that of
+    the balanced accuracy; their intervals resample cases, both models together, and are null under five cases in a class. The
+    p-value is two-sided, of the difference in accuracy, from `sign_flip_test`. p_holm is corrected for all comparisons of one
+    split and seed (`holm`), p_main for the main ones alone, the same in every run: each of `profiles.DEFENSES` with
+    the baseline and `primary` with each other, clean and in the worst case at the epsilon nearest to `train_epsilon` (a fraction);
+    null for the others. `primary` is compared in these two evaluations only.
     """
     rows = tested_rows(predictions)
+    worst = rows.loc[rows["attack"] == "worst_case", "epsilon"].unique()
+    nearest = sorted(worst, key=lambda each: abs(each - train_epsilon))[:1]
+    main = [("none", 0.0), *(("worst_case", epsilon) for epsilon in nearest)]
     setting = [name for name in EVALUATION if name != "model"]
     found = []
-    base = dict(list(rows[rows["model"] == "baseline"].groupby(setting)))
-    for (model, *key), group in rows[rows["model"] != "baseline"].groupby(EVALUATION, sort=True):
-        if tuple(key) not in base:
-            continue
-        pair = group.merge(
-            base[tuple(key)][[*TESTED, "right"]], on=TESTED, suffixes=("", "_base"), validate="1:1"
-        )
-        if pair.empty:
-            continue
-        change = pair["right"].astype(int) - pair["right_base"].astype(int)
-        low, high = bootstrap_interval(
-            change, pair["case"], pair["malignant"], resamples=resamples, seed=seed
-        )
-        found.append(
-            dict(zip(setting, key, strict=True), model_a=model, model_b="baseline")
-            | {"difference": change.mean(), "low": low, "high": high}
-            | {"p_value": sign_flip_test(change, pair["case"]), "test": "sign-flip permutation over cases"}
-            | {"n": len(pair), "n_cases": pair["case"].nunique()}
-        )
-    found = pd.DataFrame(found, columns=COMPARISONS)
-    found["p_holm"] = found.groupby(["split_by", "seed"])["p_value"].transform(holm)
-    return found
+    for key, together in rows.groupby(setting, sort=True):
+        of = dict(list(together.groupby("model", sort=True)))
+        pairs = [(model, "baseline") for model in of if model != "baseline"]
+        if key[:2] in main:
+            pairs += [(primary, model) for model in profiles.DEFENSES if model != primary]
+        for a, b in pairs:
+            if not {a, b} <= set(of):
+                continue
+            pair = of[a].merge(of[b][[*TESTED, "right"]], on=TESTED, suffixes=("", "_b"), validate="1:1")
+            if pair.empty:
+                continue
+            is_main = key[:2] in main and {a, b} <= {"baseline", *profiles.DEFENSES}
+            found.append(
+                dict(zip(setting, key, strict=True), model_a=a, model_b=b, main=is_main)
+                | _differences(pair, resamples, seed)
+            )
+    found = pd.DataFrame(found, columns=[*COMPARISONS, "main"])
+    of_run = ["split_by", "seed"]
+    found["p_holm"] = found.groupby(of_run)["p_value"].transform(holm)
+    found["p_main"] = found[found["main"].astype(bool)].groupby(of_run)["p_value"].transform(holm)
+    return found.sort_values(["model_a", *setting, "model_b"], ignore_index=True)[COMPARISONS]
+
+
+def _differences(pair, resamples, seed):
+    """What `comparisons` says of two models on the images of both; right: of the first, right_b: of the second."""
+    malignant, cases = pair["malignant"].to_numpy(), pair["case"]
+    counts = np.column_stack([_counts(pair[name].to_numpy(), malignant) for name in ("right", "right_b")])
+
+    def differences(sums, _):
+        return (_rates(sums[:, :4]) - _rates(sums[:, 4:]))[:, :2]
+
+    values = differences(counts.sum(0, keepdims=True), None)[0]
+    low, high = bootstrap_interval(counts, cases, malignant, differences, resamples=resamples, seed=seed)
+    names = (
+        "difference",
+        "balanced_difference",
+        "low",
+        "balanced_difference_low",
+        "high",
+        "balanced_difference_high",
+    )
+    change = pair["right"].astype(int) - pair["right_b"].astype(int)
+    return (
+        dict(zip(names, [*values, *np.broadcast_to(low, 2), *np.broadcast_to(high, 2)], strict=True))
+        | {"p_value": sign_flip_test(change, cases), "test": "sign-flip permutation over cases"}
+        | {"n": len(pair), "n_cases": cases.nunique()}
+    )
 
 
 def leakage(tables, resamples=2000, seed=0):
@@ -526,15 +559,18 @@ def worst_case(predictions):
     At an epsilon an image is right only if it is right clean and right under every attack run at every epsilon up to
     this one; only test images on which all of them ran are in the table. A row is that of the evaluation that fooled
     the model: the wrong one at the smallest epsilon (of several, the most wrong); where none did, the one that came
-    nearest. A model without clean predictions, or that nobody attacked (`NOT_AIMED`), has no rows.
+    nearest. margin_8bit is that of the evaluation that came nearest or went furthest in 8 bits, null where one lacks it. A
+    model without clean predictions, or that was not attacked with PGD, has no rows: one step is no worst case.
     """
     rows = tested_rows(predictions)
     rows = rows[rows["attack"] != "worst_case"]
+    # An image that nothing changed is whole in 8 bits.
+    whole = rows["margin_8bit"].fillna(rows["margin"].where(rows["attack"] == "none"))
+    rows = rows.assign(margin_8bit=whole, truth_8bit=whole.where(rows["malignant"], -whole))
     runs = ["attack", "epsilon", "source_model"]
     found = [pd.DataFrame(columns=COLUMNS)]
     for _, group in rows.groupby(["split_by", "seed", "model"], sort=True):
-        ran = set(group["attack"])
-        if "none" not in ran or ran <= {"none", *NOT_AIMED}:
+        if not {"none", "pgd"} <= set(group["attack"]):
             continue
         group = group.sort_values([*runs, *TESTED], kind="stable")
         for epsilon in sorted(group.loc[group["attack"] != "none", "epsilon"].unique()):
@@ -544,11 +580,10 @@ def worst_case(predictions):
             # Wrong before right; among the wrong the smallest epsilon; then the lowest margin toward the truth.
             order = part.assign(first=part["epsilon"].where(~part["right"], 2.0))
             order = order.sort_values(["first", "toward_truth"], kind="stable").drop_duplicates(TESTED)
-            # An image that nothing changed is whole in 8 bits.
-            whole = order["margin_8bit"].fillna(order["margin"].where(order["attack"] == "none"))
-            order = order.assign(margin_8bit=whole, attack="worst_case", epsilon=epsilon, source_model="")
-            order = order.sort_values(TESTED)
-            found.append(order[COLUMNS])
+            saved = part.sort_values("truth_8bit", kind="stable", na_position="first").drop_duplicates(TESTED)
+            order, saved = (each.sort_values(TESTED) for each in (order, saved))
+            order = order.assign(margin_8bit=saved["margin_8bit"].to_numpy())
+            found.append(order.assign(attack="worst_case", epsilon=epsilon, source_model="")[COLUMNS])
     found = [part for part in found if len(part)] or found
     return pd.concat(found, ignore_index=True)
 

@@ -488,12 +488,39 @@ def accuracy_curves(metrics, subset="all", attacks=("fgsm", "pgd"), split_by=Non
 
 
 @_styled
+def smallest_epsilons(metrics, split_by=None):
+    """How images spread over the smallest epsilon that fools them: a bar for each model, its parts the shares of images.
+
+    metrics: rows of `evaluation.metrics` with the worst case. An image stands there up to its own smallest epsilon.
+    """
+    rows = _chosen(metrics, "all", split_by)
+    models = _in_order(rows.loc[rows["attack"] == "worst_case", "model"], MODEL_COLORS)
+    rows = rows[rows["attack"].isin(["none", "worst_case"]) & rows["model"].isin(models)]
+    standing = rows.pivot_table("accuracy", "model", "epsilon").loc[models]
+    shares = [1 - standing[0.0], *(-standing.diff(axis=1)[each] for each in standing.columns[1:])]
+    names = ["wrong without any", *map(wording.format_epsilon, standing.columns[1:]), "none of these"]
+    colors = ["0.55", *sns.color_palette("rocket", len(names) - 2), "0.88"]
+    title = f"The smallest epsilon that fools an image{_how_many(rows)}"
+    figure, grid = _panels(1, 1, 1.6 + 0.38 * len(models), title)
+    axes, left = grid[0, 0], np.zeros(len(models))
+    for name, share, color in zip(names, [*shares, standing.iloc[:, -1]], colors, strict=True):
+        axes.barh(range(len(models)), share, left=left, color=color, label=name, height=0.72)
+        left += share.to_numpy()
+    axes.set_yticks(range(len(models)), map(wording.model_name, models))
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    axes.set(xlim=(0, 1), xlabel="fraction of images")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+@_styled
 def ssim_curves(distances):
     """How alike attacked images and originals look: mean SSIM over epsilon, a panel for each attack, 95 % bands over cases.
 
     distances: rows of `audit.distances` of one split and seed, of which FGSM and PGD are shown.
     """
-    attacks = [attack for attack in ("fgsm", "pgd") if (distances["attack"] == attack).any()]
+    attacks = [attack for attack in ("fgsm", "pgd") if (distances["attack"] == attack).any()] or ["fgsm"]
     rows = distances[distances["attack"].isin(attacks)].sort_values("epsilon")
     models = _in_order(set(rows["model"]), MODEL_COLORS)
     colors, epsilons = colors_of(models), sorted({0.0, *rows["epsilon"]})
@@ -516,7 +543,7 @@ def ssim_curves(distances):
 
 @_styled
 def accuracy_over_sigma(metrics, sigmas, split_by=None):
-    """What noise in training does: accuracy clean and under FGSM, and clean sensitivity and specificity, over sigma.
+    """What noise in training does: accuracy clean and under FGSM and PGD, and clean sensitivity and specificity, over sigma.
 
     metrics: rows of `evaluation.metrics`; sigmas: {model: sigma in [0, 1]}, 0 for the baseline.
     """
@@ -524,43 +551,35 @@ def accuracy_over_sigma(metrics, sigmas, split_by=None):
     rows = rows[rows["model"].isin(list(sigmas))]
     rows = rows.assign(sigma=rows["model"].map(sigmas)).sort_values("sigma")
     title = f"Gaussian noise in training: what its standard deviation changes{_how_many(rows)}"
-    figure, grid = _panels(1, 2, 4.1, title, sharey=True)
-    left, right = grid[0]
-    tests = [
-        ("none", 0.0),
-        *(("fgsm", e) for e in sorted(rows.loc[rows["attack"] == "fgsm", "epsilon"].unique())),
-    ]
-    shades = sns.color_palette("viridis", len(tests))
-    for (attack, epsilon), color in zip(tests, shades, strict=True):
-        line = rows[(rows["attack"] == attack) & (rows["epsilon"] == epsilon)]
-        x, y, low, high = (
-            line[name].to_numpy(float) for name in ("sigma", "accuracy", "accuracy_low", "accuracy_high")
-        )
-        left.plot(x, y, color=color, marker="o", label=wording.attack_name(attack, epsilon))
-        left.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+    attacks = [attack for attack in ("fgsm", "pgd") if (rows["attack"] == attack).any()]
+    figure, grid = _panels(1, len(attacks) + 1, 4.4, title, sharey=True)
+    *panels, right = grid[0]
+    epsilons = [0.0, *sorted(rows.loc[rows["attack"].isin(attacks), "epsilon"].unique())]
+    shades = dict(zip(epsilons, sns.color_palette("viridis", len(epsilons)), strict=True))
+    for axes, attack in zip(panels, attacks, strict=True):
+        for epsilon, color in shades.items():
+            line = rows[(rows["attack"] == (attack if epsilon else "none")) & (rows["epsilon"] == epsilon)]
+            x, y, low, high = (
+                line[name].to_numpy(float) for name in ("sigma", "accuracy", "accuracy_low", "accuracy_high")
+            )
+            name = wording.format_epsilon(epsilon) if epsilon else "clean"
+            axes.plot(x, y, color=color, marker="o", label=name)
+            axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+        axes.set(title=f"All test images, {wording.attack_name(attack)}")
     clean = rows[rows["attack"] == "none"]
     for (name, color), marker in zip(CLASS_COLORS.items(), "so", strict=True):
         share = {"benign": "specificity", "malignant": "sensitivity"}[name]
-        right.plot(
-            clean["sigma"],
-            clean[share].astype(float),
-            color=color,
-            marker=marker,
-            label=f"{share} ({name} images)",
-        )
-    left.set(title="All test images", ylabel="accuracy (fraction of images)", ylim=(-0.03, 1.03))
-    right.set(title="Clean test images, by class", ylabel="fraction of the class")
+        values = clean["sigma"], clean[share].astype(float)
+        right.plot(*values, color=color, marker=marker, label=f"{share} ({name})")
+    panels[0].set(ylabel="accuracy (fraction of images)", ylim=(-0.03, 1.03))
+    right.set(title="Clean, by class", ylabel="fraction of the class")
     ticks = sorted(set(sigmas.values()))
-    for axes in (left, right):
-        axes.set_xlabel("sigma of the noise (range of a pixel value: 0 to 1)")
+    for axes in grid[0]:
+        axes.set_xlabel("sigma (of the range 0 to 1)")
         axes.set_xticks(ticks, [f"{sigma:g}" for sigma in ticks])
-        axes.legend(
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.22),
-            ncols=3 - (axes is right),
-            frameon=False,
-            fontsize=8,
-        )
+        columns = 1 if axes is right else 3
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
+        axes.legend(ncols=columns, frameon=False, fontsize=8, columnspacing=1.0, handlelength=1.4, **below)
     return figure
 
 

@@ -52,6 +52,7 @@ def attack_table(epsilons, steps, audited=()):
             "square": (0, 0, "", steps["square"] + 3),
         }
     rows |= {name: values for name, values in cascade.items() if steps[name]}
+    rows["worst_case"] = (0, 0, "", sum(queries for *_, queries in rows.values()))
     columns = ["name", "description", "steps", "restarts", "step_size", "queries", "epsilons", "precision"]
 
     def shown(name):
@@ -274,23 +275,12 @@ def pgd_by_steps(folder, name, images, epsilon, settings, among, seed=0):
 
     settings: (steps, restarts, step size as a share of epsilon), each tried on all of these images. The first row, of 0 steps, is
     the clean image and the share of its channel values on which the margin does not depend. margin is the mean that is left toward
-    the truth, 0 for an image that is fooled. Nothing is found with among = 0.
+    the truth, 0 for an image that is fooled. Nothing is found with among = 0. Kept in audit/.
     """
-    found = []
-    for network, _, x, y in _some(folder, name, images, among):
-        with attacks.frozen(network):
-            margins, gradient = attacks.margin_gradient(network, x, y)
-        clean = {"steps": 0, "restarts": 0, "step_size": 0.0, "margin": -margins.cpu()}
-        found.append(clean | {"zero_gradient": (gradient == 0).flatten(1).double().mean(1).cpu()})
-        for steps, restarts, share in tqdm(settings, desc=f"{name}, PGD by steps", delay=10, leave=False):
-            generator = torch.Generator().manual_seed(seed)
-            made = attacks.pgd(network, x, y, epsilon, steps, share * epsilon, generator, restarts)
-            with attacks.frozen(network), torch.no_grad():
-                margins = -attacks.margin(network(made), y).cpu()
-            found.append({"steps": steps, "restarts": restarts, "step_size": share, "margin": margins})
-    if not found:
+    asked = {"epsilon": epsilon, "settings": settings, "among": among, "seed": seed}
+    rows = _kept(folder, name, images, "steps", _margins_by_steps, asked)
+    if rows.empty:
         return pd.DataFrame(columns=checks.AUDIT)
-    rows = pd.concat([pd.DataFrame(row) for row in found], ignore_index=True)
     rows = rows.assign(accuracy=rows["margin"] > 0, margin=rows["margin"].clip(lower=0), n=1)
     rows = rows.groupby(["steps", "restarts", "step_size"], as_index=False).agg(
         {"n": "sum", "accuracy": "mean", "margin": "mean", "zero_gradient": "mean"}
@@ -298,23 +288,64 @@ def pgd_by_steps(folder, name, images, epsilon, settings, among, seed=0):
     return rows.assign(model=name, epsilon=epsilon)[checks.AUDIT]
 
 
+def _margins_by_steps(name, shown, epsilon, settings, seed):
+    found = [pd.DataFrame(columns=["steps", "restarts", "step_size", "margin", "zero_gradient"], dtype=float)]
+    for network, _, x, y in shown:
+        with attacks.frozen(network):
+            margins, gradient = attacks.margin_gradient(network, x, y)
+        clean = {"steps": 0, "restarts": 0, "step_size": 0.0, "margin": -margins.cpu()}
+        clean["zero_gradient"] = (gradient == 0).flatten(1).double().mean(1).cpu()
+        found.append(pd.DataFrame(clean))
+        for steps, restarts, share in tqdm(settings, desc=f"{name}, PGD by steps", delay=10, leave=False):
+            generator = torch.Generator().manual_seed(seed)
+            made = attacks.pgd(network, x, y, epsilon, steps, share * epsilon, generator, restarts)
+            with attacks.frozen(network), torch.no_grad():
+                margins = -attacks.margin(network(made), y).cpu()
+            row = {"steps": steps, "restarts": restarts, "step_size": share, "margin": margins}
+            found.append(pd.DataFrame(row))
+    return pd.concat(found, ignore_index=True)
+
+
 def vote_under_noise(folder, name, images, sigma, samples, among, seed=0):
     """What the model says of `samples` noisy copies of each of `among` test images spread over all folds, for `audit.certify`.
 
     sigma: standard deviation of the Gaussian noise in pixel values of [0, 1]; the copies are not clipped, as the certificate asks.
-    Returns rows with model, image, case, label, sigma, samples and votes (copies called malignant).
+    Returns rows with model, image, case, label, sigma, samples and votes (copies called malignant). Kept in audit/.
     """
+    asked = {"sigma": sigma, "samples": samples, "among": among, "seed": seed}
+    found = _kept(folder, name, images, "votes", _votes, asked)
+    return found.assign(model=name, sigma=sigma, samples=samples)
+
+
+def _votes(name, shown, sigma, samples, seed):
     found = []
-    for network, table, x, _ in _some(folder, name, images, among):
+    for network, table, x, _ in shown:
         generator = torch.Generator().manual_seed(seed)
-        for row, image in zip(
-            tqdm(table.index, desc=f"{name} under noise", delay=10, leave=False), x, strict=True
-        ):
+        bar = tqdm(table.index, desc=f"{name} under noise", delay=10, leave=False)
+        for row, image in zip(bar, x, strict=True):
             noise = torch.randn((samples, *image.shape), generator=generator).to(image)
             found.append(table.loc[row, ["image", "case", "label"]].to_dict())
             found[-1]["votes"] = int((evaluation.predict(network, image + sigma * noise) > 0).sum())
-    columns = ["image", "case", "label", "votes"]
-    return pd.DataFrame(found, columns=columns).assign(model=name, sigma=sigma, samples=samples)
+    return pd.DataFrame(found, columns=["image", "case", "label", "votes"])
+
+
+def _kept(folder, name, images, what, make, asked):
+    """The table that `make` makes of a model and some test images of every fold, from audit/ where it is there already.
+
+    asked: the options of `make`, and of how many images (`among`).
+    """
+    path = folder / "audit" / f"{name}-{what}.csv"
+    recipe = asked | {
+        "models": [runs.file_hash(checkpoint(folder, name, fold)) for fold in images.folds],
+        "images": [images.side("test", fold).fingerprint for fold in images.folds],
+        "code": runs.code_hash(make, _some, models.load, data.decode, data.Side),
+    }
+    if not runs.is_current(path, recipe):
+        options = dict(asked)
+        shown = _some(folder, name, images, options.pop("among"))
+        runs.write_table(path, make(name, shown, **options))
+        runs.write_recipe(path, recipe)
+    return pd.read_csv(path, dtype={"case": str})
 
 
 def _some(folder, name, images, among):

@@ -30,6 +30,9 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
 }
 
+# Pixels shown in training from which on its time is foretold: minutes on two cores.
+LONG = 1e9
+
 # A training cell may take hours; a cell that hangs must end some day.
 CELL_TIMEOUT = 12 * 3600
 START_TIMEOUT = 180
@@ -105,6 +108,7 @@ def overview():
 
 
 def _run_stages(stages, parameters, folder, force):
+    foretold = False
     for number, notebook in enumerate(stages):
         declared = profiles.declared_in(notebook)
         own = {name: parameters.get(name, default) for name, (_, default) in declared.items()}
@@ -116,6 +120,9 @@ def _run_stages(stages, parameters, folder, force):
         if not force and _is_unchanged(folder, notebook, key, others[number:]):
             print(f"{notebook.stem:<34} unchanged, skipped", flush=True)
             continue
+        if "epochs" in own and not foretold:
+            foretold = True
+            _foretell(parameters, folder)
         started = time.monotonic()
         try:
             stale = _run_stage(folder, notebook, key, own, inputs, others, force)
@@ -124,6 +131,22 @@ def _run_stages(stages, parameters, folder, force):
             raise
         note = f", removed {stale} files of an earlier recipe" if stale else ""
         print(f"{notebook.stem:<34} ran in {time.monotonic() - started:.0f} s{note}", flush=True)
+
+
+def _foretell(parameters, folder):
+    """Say before the first training how long all of them take on this machine, where that is more than minutes."""
+    from lib import data, training
+
+    ahead = training.images_ahead(parameters, data.load_split(folder / "split.csv"))
+    size = parameters["image_size"]
+    if ahead * size**2 < LONG:
+        return
+    seconds = ahead * training.seconds_an_image(size, parameters["batch_size"], parameters["precision"])
+    hours = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
+    print(
+        f"all trainings together take about {hours} on this machine, less what is kept from before; attacks come on top",
+        flush=True,
+    )
 
 
 def _key(notebook, parameters, inputs):

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from statistics import fmean
 
 import pandas as pd
 
@@ -20,9 +21,11 @@ SPLITS = {
 }
 # What a reader has to know before quoting a number.
 READING = (
-    "In brackets 95 % intervals from resampling cases. With few cases they are too narrow, they know nothing of the chance in training "
-    "(one seed), and 0.00 or 1.00 with no width only says that every resample agrees. p comes from an exact test that flips the sign of "
-    "whole cases; with k cases that differ it cannot fall below 2 / 2^k. Corrected, it holds for all comparisons of the run together (Holm), those under every attack and epsilon."
+    "In brackets 95 % intervals from resampling cases. With few cases they are too narrow, and 0.00 or 1.00 with no width only says that "
+    "every resample agrees. p comes from an exact test that flips the sign of whole cases; with k cases that differ it cannot fall below "
+    "2 / 2^k. Both are about these trained networks: of the chance in training (one seed) they know nothing. Corrected (Holm), p holds for "
+    "the main comparisons together, the same in every run: each defense with the baseline and the primary defense with each other, "
+    "clean and in the worst case at the epsilon of training; for others it is said to be corrected for all comparisons of the run."
 )
 
 
@@ -82,6 +85,7 @@ def write(results, split_by, primary_defense, other=None):
         "## In short",
         "",
         *_in_short(results, rows, split_by, primary_defense),
+        *_which_defense(results, rows, split_by),
         "",
         "## Accuracy on the test images",
         "",
@@ -92,8 +96,6 @@ def write(results, split_by, primary_defense, other=None):
         "attack are upper bounds. The worst case, right clean and right under every attack at every epsilon up to the one named, "
         f"{_against_pgd(rows)}. The two models without a network were not attacked themselves and have none.",
         "",
-        "![Balanced accuracy in the worst case over clean](figures/06_trade_off.png)",
-        "",
         "![Accuracy against epsilon for every model](figures/06_curves.png)",
         "",
         "## Clean, by class",
@@ -102,6 +104,7 @@ def write(results, split_by, primary_defense, other=None):
     ]
     text += _falls(results, split_by)
     text += _reliability(results, split_by)
+    text += _certified(results["certified"])
     text += _leakage(results, other)
     text += _beside(results, other)
     text += _augmentations(results, rows)
@@ -140,8 +143,14 @@ def _value(row, rate="accuracy"):
 
 def _difference(value, row):
     """A difference of two rates in points, with the interval that `row` holds where there is one."""
-    interval = "" if row["low"] is None else f" [{round(100 * row['low']):+d}, {round(100 * row['high']):+d}]"
-    return f"{round(100 * value):+d} points{interval}"
+    interval = "" if row["low"] is None else f" [{_points(row['low'])}, {_points(row['high'])}]"
+    return f"{_points(value)} points{interval}"
+
+
+def _points(value):
+    """A difference in points, whole ones but where that would make nothing of it."""
+    points = 100 * value
+    return f"{points:+.0f}" if abs(points) >= 0.5 or abs(points) < 0.05 else f"{points:+.1f}"
 
 
 def _header(*names):
@@ -157,7 +166,7 @@ def _in_short(results, rows, split_by, primary_defense):
     differences = {
         (row["model_a"], row["attack"], row["epsilon"]): row
         for row in results["comparisons"]
-        if row["split_by"] == split_by
+        if (row["split_by"], row["model_b"]) == (split_by, "baseline")
     }
 
     def change(model, attack, epsilon):
@@ -165,11 +174,11 @@ def _in_short(results, rows, split_by, primary_defense):
         if row is None:
             return "not compared"
         points = _difference(row["difference"], row)
-        return f"{points}, p = {row['p_value']:.2g} (corrected {row['p_holm']:.2g})"
+        main = row["p_main"] is not None
+        corrected = f"corrected {row['p_main']:.2g}" if main else f"corrected for all {row['p_holm']:.2g}"
+        return f"{points}, p = {row['p_value']:.2g} ({corrected})"
 
-    audited = any(key[1:] == ("square", epsilon) for key in rows)
-    attack = "worst_case" if audited else "pgd"
-    at = f"{'in the worst case' if audited else 'under PGD'} at {wording.format_epsilon(epsilon)}"
+    attack, at = "worst_case", f"in the worst case at {wording.format_epsilon(epsilon)}"
     lines = [
         f"- **Undefended**, the baseline has {_value(rows['baseline', 'none', 0.0])} clean and "
         f"{_value(rows.get(('baseline', attack, epsilon)))} {at}."
@@ -178,7 +187,7 @@ def _in_short(results, rows, split_by, primary_defense):
         if model != "baseline" and (model, attack, epsilon) in rows:
             name = wording.model_name(model)
             said = ["the primary defense, as the run's parameters name it"] * (model == primary_defense)
-            said += _chosen(results.get("recipes", ())) * (model == "adversarial_training")
+            said += _candidates(results) * (model == "adversarial_training")
             named = f" ({'; '.join(said)})" if said else ""
             lines.append(
                 f"- **{name[:1].upper()}{name[1:]}**{named}: {_value(rows[model, attack, epsilon])} {at}, "
@@ -199,13 +208,81 @@ def _in_short(results, rows, split_by, primary_defense):
     return lines
 
 
-def _chosen(recipes):
-    """How many recipes of adversarial training were tried on validation, and which were kept, as a list of one; empty for one recipe."""
-    tried = {row["recipe"] for row in recipes}
+def _candidates(results):
+    """How many recipes of adversarial training and augmentations were tried on validation, and which were kept, as a list of one."""
+    recipes, augmentations = results["recipes"], {row["augmentation"] for row in results["augmentations"]}
+    if not recipes:
+        return []
+    tried = list(dict.fromkeys(row["recipe"] for row in recipes))
     kept = Counter(row["recipe"] for row in recipes if row["kept"])
-    counts = ", ".join(f"{name} in {number}" for name, number in kept.most_common())
-    words = f"of {len(tried)} recipes the best on validation in each fold: {counts} of {kept.total()}"
-    return [words] if len(tried) > 1 else []
+    counts = ", ".join(f"{name} kept in {kept[name]} of {kept.total()} folds" for name in tried)
+    parts = [f"1 recipe ({tried[0]})" if len(tried) == 1 else f"{len(tried)} recipes ({counts})"]
+    parts.append(f"{len(augmentations)} augmentation{'s' * (len(augmentations) != 1)}")
+    return [f"tried on validation: {' and '.join(parts)}"]
+
+
+def _which_defense(results, rows, split_by):
+    """One table: what each model is worth unattacked, what that costs, and what is left of it against whom."""
+    epsilons = _epsilons(rows)
+    if not epsilons:
+        return []
+    epsilon, rate = _reference(results, epsilons), "balanced_accuracy"
+    transferred = ("transfer_fgsm", epsilon, "all", split_by)
+    keys = ("attack", "epsilon", "subset", "split_by")
+    transfers = [row for row in results["metrics"] if tuple(row[key] for key in keys) == transferred]
+    compared = [row for row in results["comparisons"] if row["split_by"] == split_by]
+    costs = {
+        row["model_a"]: row for row in compared if (row["attack"], row["model_b"]) == ("none", "baseline")
+    }
+    heads = [
+        "clean",
+        "cost",
+        "random noise",
+        "images made for another model",
+        "one step (FGSM)",
+        "all attacks",
+    ]
+    lines = _header("model", *heads, "sensitivity, all attacks", "specificity, all attacks")
+    for model in (model for model in _models(rows) if (model, "worst_case", epsilon) in rows):
+        clean, worst = rows[model, "none", 0.0], rows[model, "worst_case", epsilon]
+        cost = costs.get(model)
+        of_others = min(
+            (row for row in transfers if row["model"] == model), key=lambda row: row[rate], default=None
+        )
+        cells = [
+            _value(clean, rate),
+            "" if cost is None else _balanced(cost),
+            _value(rows.get((model, "random_noise", epsilon)), rate),
+            _value(of_others, rate),
+            _value(rows.get((model, "fgsm", epsilon)), rate),
+            *(_value(worst, each) for each in (rate, "sensitivity", "specificity")),
+        ]
+        lines.append(f"| {' | '.join([wording.model_name(model), *cells])} |")
+    tests = _header("main comparison", "test", "accuracy", "balanced accuracy", "p", "corrected")
+    for row in (row for row in compared if row["p_main"] is not None):
+        names = f"{wording.model_name(row['model_a'])} against {wording.model_name(row['model_b'])}"
+        test = wording.attack_name(row["attack"], row["epsilon"])
+        cells = [names, test, _difference(row["difference"], row), _balanced(row)]
+        cells += [f"{row[name]:.2g}" for name in ("p_value", "p_main")]
+        tests.append(f"| {' | '.join(cells)} |")
+    return [
+        "",
+        "## Which defense, at what cost, against whom",
+        "",
+        f"Balanced accuracy at {wording.format_epsilon(epsilon)}, from the attacker who knows nothing to the one who knows the model and "
+        "tries everything that was run here (images made for another model: the worst such model).",
+        "",
+        *lines,
+        "",
+        "![Balanced accuracy in the worst case over clean](figures/06_trade_off.png)",
+        "",
+        *tests,
+    ]
+
+
+def _balanced(row):
+    ends = {"low": row["balanced_difference_low"], "high": row["balanced_difference_high"]}
+    return "–" if row["balanced_difference"] is None else _difference(row["balanced_difference"], ends)
 
 
 def _accuracy(rows):
@@ -276,9 +353,11 @@ def _falls(results, split_by):
         "## How far an image is from falling",
         "",
         "The first epsilon tested at which at most half of the images stand in the worst case (0: clean; – where more stand everywhere), "
-        "the share that nothing fooled, and the mean SSIM of PGD's images with their originals (1: the same picture).",
+        "the share that nothing fooled, and the mean SSIM of the images that PGD changed with their originals (1: the same picture).",
         "",
         *lines,
+        "",
+        "![The smallest epsilon that fools an image, by model](figures/07_smallest.png)",
     ]
 
 
@@ -294,18 +373,49 @@ def _reliability(results, split_by):
     heads = [f"{what}, {where}" for what in ("calibration error", "surer half") for where in at]
     lines = _header("model", *heads)
     for model in (model for model in figures.MODEL_COLORS if (model, 0.0) in found):
+        of_model = [found.get((model, each)) for each in at.values()]
         values = [
-            _value(found.get((model, each)), rate)
-            for rate in ("calibration_error", "half_answered")
-            for each in at.values()
+            f"{_value(row, 'calibration_error')}; {wording.number(row['by_chance'])}" if row else ""
+            for row in of_model
         ]
+        values += [_value(row, "half_answered") for row in of_model]
         lines.append(f"| {' | '.join([wording.model_name(model), *values])} |")
     return [
         "",
         "## Can the probabilities be believed?",
         "",
         "The calibration error is, in five bins of P(malignant), the mean distance between the probability and the share that is malignant "
-        "(0: honest). The surer half: accuracy on the half of the images that lies farthest from the decision.",
+        "(0: honest); behind it what honest probabilities would show by chance on as many images. The surer half: accuracy on the half "
+        "of the images that lies farthest from the decision.",
+        "",
+        *lines,
+    ]
+
+
+def _certified(rows):
+    """What randomized smoothing certifies: the share of images that are right and cannot change within a Euclidean radius."""
+    if not rows:
+        return []
+    votes = pd.DataFrame(rows)
+    votes["radius"] = votes["radius"].astype(float)
+    radii = [0.0, *(k * rows[0]["sigma"] / 2 for k in (1, 2, 3))]
+    lines = _header("model", "images", "abstains", *(f"right within {radius:g}" for radius in radii))
+    for model, group in votes.groupby("model"):
+        cells = [str(len(group)), wording.number(group["radius"].isna().mean())]
+        for radius in radii:
+            holds = group["right"] & (group["radius"] >= radius)
+            low, high = evaluation.bootstrap_interval(holds, group["case"], group["label"])
+            cells.append(
+                wording.number(holds.mean()) + wording.interval({"accuracy_low": low, "accuracy_high": high})
+            )
+        lines.append(f"| {' | '.join([wording.model_name(model), *cells])} |")
+    return [
+        "",
+        "## What noise certifies",
+        "",
+        f"Randomized smoothing (Cohen et al. 2019): the majority of {rows[0]['samples']} answers under Gaussian noise of sigma "
+        f"{rows[0]['sigma']:g} cannot change within a Euclidean radius, whatever the attacker does; with too even votes it abstains. "
+        "Share of images that are right and certified at least so far:",
         "",
         *lines,
     ]
@@ -386,6 +496,38 @@ def _beside(results, other):
         *lines,
         "",
         "A seed draws split, starting weights, batches and noise anew, so test images differ too, as they do between splits.",
+        *_over_seeds(results, other),
+    ]
+
+
+def _over_seeds(results, other):
+    """How far chance in split and training moves the values: their spread over runs that differ in nothing but the seed."""
+    runs_by_seed = {}
+    for each in (results, *other.values()):
+        if _made(each) | {"seed": 0} == _made(results) | {"seed": 0}:
+            runs_by_seed.setdefault(each["parameters"]["seed"], each)
+    if len(runs_by_seed) < 2:
+        return []
+    alike = list(runs_by_seed.values())
+    every = [_rows(each, each["parameters"]["split_by"]) for each in alike]
+    models, epsilon = _models(every[0]), _reference(results, _epsilons(every[0]))
+    tests = [("none", 0.0), *((attack, epsilon) for attack in ("fgsm", "pgd", "worst_case"))]
+    shown = [(*test, rate) for rate in ("accuracy", "balanced_accuracy") for test in tests]
+    lines = _header("test", *map(wording.model_name, models))
+    for attack, at, rate in shown:
+        cells = []
+        for model in models:
+            values = [rows.get((model, attack, at), {}).get(rate) for rows in every]
+            values = [value for value in values if value is not None]
+            cells.append(f"{fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else "")
+        name = wording.attack_name(attack, at) + " balanced accuracy" * (rate != "accuracy")
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    seeds = ", ".join(map(str, runs_by_seed))
+    return [
+        "",
+        f"Over {len(alike)} seeds ({seeds}), all else alike: the mean, and from the least to the most.",
+        "",
+        *lines,
     ]
 
 
@@ -405,7 +547,11 @@ def _augmentations(results, rows):
     if tried.empty or tried["augmentation"].nunique() < 2:
         return []
     chosen = tried["augmentation"].iloc[0]  # the run's own stands first
-    differences = {row["model_a"]: row for row in results["comparisons"] if row["attack"] == "none"}
+    differences = {
+        row["model_a"]: row
+        for row in results["comparisons"]
+        if (row["attack"], row["model_b"]) == ("none", "baseline")
+    }
     lines = [
         "",
         "## What helps on tissue never seen",
@@ -478,6 +624,15 @@ def _checks(checks):
         f"- {check['name']}: {check['meaning']}"
         for check in checks
         if check["model"] == "baseline" and check["value"] is not None
+    ]
+    fails = [
+        check
+        for check in checks
+        if check["verdict"] == "fails" and check["model"] not in ("baseline", *evaluation.WITHOUT_NETWORK)
+    ]
+    lines += ["", "What fails for the defenses:", ""] if fails else []
+    lines += [
+        f"- {wording.model_name(check['model'])}, {check['name']}: {check['meaning']}" for check in fails
     ]
     return lines
 

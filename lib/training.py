@@ -33,6 +33,8 @@ AUGMENTATIONS = {
 }
 
 TIMED = 4  # the batch after which the time of a training is foretold
+# Epochs of plain training that take as long as one of adversarial training, its validation under PGD included; measured.
+EPOCHS_WORTH = {"fgsm": 2, "pgd": 3}
 
 
 def device():
@@ -56,6 +58,41 @@ def training_dtype(precision):
         )
         precision = "bfloat16" if gains else "float32"
     return getattr(torch, precision)
+
+
+def images_ahead(parameters, table):
+    """How many images the trainings of a whole study show in all their epochs; adversarial training counts by what it costs.
+
+    parameters: of the study, all; table: its split (`data.load_split`).
+    """
+    rows = table[(table["split"] == "train") & (table["split_by"] == parameters["split_by"])]
+    own = rows[rows["magnification"].isin(parameters["magnifications"] or rows["magnification"])]
+    starts = {parameters["pretrained"], *parameters["other_starts"]}
+    sources = rows[rows["magnification"].isin(data.source_magnifications(starts))]
+    augmentations = {parameters["augmentation"], *parameters["other_augmentations"]}
+    # Gaussian noise at each sigma, and the merged set: twice the images in half the epochs.
+    defenses = 1 + len(parameters["other_sigmas"]) + 1
+    adversarial = sum(EPOCHS_WORTH[profiles.recipe_parts(recipe)[0]] for recipe in parameters["recipes"])
+    in_every_fold = len(augmentations) + defenses + adversarial
+    once = (own["fold"] == 0).sum() * (len(starts) - 1)
+    return int(parameters["epochs"] * (len(own) * in_every_fold + once + len(sources)))
+
+
+def seconds_an_image(image_size, batch_size, precision):
+    """How long plain training takes for one image on this machine, from the last of three batches."""
+    model = models.build("none").to(device(), memory_format=torch.channels_last).train()
+    labels = torch.arange(batch_size, device=device()) % 2
+    for _ in range(3):
+        started = time.monotonic()
+        images = torch.rand(batch_size, 3, image_size, image_size).to(
+            device(), memory_format=torch.channels_last
+        )
+        with in_precision(training_dtype(precision)):
+            logits = model(images)
+        loss = cross_entropy(logits.float(), labels)
+        loss.backward()
+        loss.item()  # waits for a GPU
+    return (time.monotonic() - started) / batch_size
 
 
 def augment(pixels, generator):
@@ -367,9 +404,8 @@ def train(
         loss_sum = correct = seen = 0
         for number, rows in enumerate(batches):
             done = (state["epoch"] + number / len(batches)) / epochs
-            for group in (
-                optimizer.param_groups
-            ):  # cosine decay, from the position alone, so that it survives a restart
+            # Cosine decay, from the position alone, so that it survives a restart.
+            for group in optimizer.param_groups:
                 group["lr"] = learning_rate * state["rate"] * (1 + math.cos(math.pi * done)) / 2
             images = augment(pixels[rows], generator)
             if scale_jitter:

@@ -15,10 +15,14 @@ KEY = ("model", "attack", "epsilon", "split_by", "seed", "source_model", "subset
 
 
 def rows(folder):
-    """The report's metrics and its comparisons, each by their key."""
+    """The report's metrics and its comparisons with the baseline, each by their key."""
     results = json.loads((Path(folder) / "results.json").read_text("utf-8"))
     return [
-        {tuple(str(row.get(name, row.get("model_a"))) for name in KEY): row for row in results[part]}
+        {
+            tuple(str(row.get(name, row.get("model_a"))) for name in KEY): row
+            for row in results[part]
+            if row.get("model_b", "baseline") == "baseline"
+        }
         for part in ("metrics", "comparisons")
     ]
 

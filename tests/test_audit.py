@@ -79,6 +79,20 @@ def test_reliability_holds_both_with_intervals_by_case(monkeypatch):
         assert row[f"{name}_low"] == row[f"{name}_high"] == pytest.approx(row[name])
 
 
+def test_the_calibration_error_by_chance_is_what_honest_probabilities_show():
+    rng = np.random.default_rng(0)
+    table, margins = random_table(0, cases=60)
+    made = rows(table, margins)
+    expected = audit.reliability(made)["by_chance"].item()
+    errors = []
+    for _ in range(300):
+        malignant = rng.random(len(made)) < made["p_malignant"]
+        errors.append(
+            audit.calibration(made.assign(label=np.where(malignant, "malignant", "benign")), bins=5)[1]
+        )
+    assert expected == pytest.approx(np.mean(errors), rel=0.1)
+
+
 def test_certified_radii_follow_the_exact_binomial_test():
     counts, samples, sigma, alpha = np.array([1000, 990, 520, 10]), 1000, 0.1, 0.01
     malignant, radius = audit.certify(counts, samples, sigma, alpha)

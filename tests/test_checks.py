@@ -8,7 +8,7 @@ from test_evaluation import rows, split_table
 from lib import checks
 
 
-def study(right, model="baseline", lost_by_rounding=0, **more):
+def study(right, model="adversarial_training", lost_by_rounding=0, **more):
     """Predictions of ten malignant and ten benign images with given numbers right (the first ones of a class)."""
     table = split_table(["malignant"] * 10 + ["benign"] * 10)
     toward = np.tile(np.arange(10), 2)
@@ -21,7 +21,7 @@ def study(right, model="baseline", lost_by_rounding=0, **more):
     return pd.concat(made)
 
 
-def audit(usual=0.4, most=0.4, zero=0.0, left=(2.0, 0.5, 0.4, 0.1), model="baseline"):
+def audit(usual=0.4, most=0.4, zero=0.0, left=(2.0, 0.5, 0.4, 0.1), model="adversarial_training"):
     """What PGD finds with 5 and with 20 steps, and the margin that it leaves."""
     settings = [(0, 0, 0.0, 0.9), (5, 1, 0.5, usual), (20, 1, 0.125, usual), (20, 4, 0.125, most)]
     rows = [
@@ -32,35 +32,58 @@ def audit(usual=0.4, most=0.4, zero=0.0, left=(2.0, 0.5, 0.4, 0.1), model="basel
     return pd.DataFrame(rows)
 
 
-def verdict_of(predictions, model="baseline", audited=None):
+def verdict_of(predictions, model="adversarial_training", audited=None):
     found = checks.verdicts(predictions, audit() if audited is None else audited)
     return {row["name"]: row["verdict"] for row in found if row["model"] == model}
 
 
-HEALTHY = {("none", 0): 9, ("random_noise", 4): 9, ("transfer_fgsm", 4): 6, ("fgsm", 2): 5, ("fgsm", 4): 4}
-HEALTHY |= {("pgd", 2): 5, ("pgd", 4): 3, ("fab", 4): 3, ("square", 4): 3, ("pgd", 64): 0}
+HEALTHY = {
+    ("none", 0): 10,
+    ("random_noise", 4): 10,
+    ("transfer_fgsm", 4): 10,
+    ("fgsm", 2): 10,
+    ("fgsm", 4): 9,
+}
+HEALTHY |= {("pgd", 2): 10, ("pgd", 4): 9, ("fab", 4): 9, ("square", 4): 9, ("pgd", 64): 0}
+AT_4 = [("fgsm", 4), ("pgd", 4), ("fab", 4), ("square", 4)]
+# What cannot break alone.
+IMPLIED = {
+    "an attack without gradients finds little more": {"stronger attacks find little more"},
+    "no catastrophic overfitting": {"FGSM does not overstate accuracy"},
+    "the attack does something": {"a huge epsilon turns everything"},
+}
 
 
 @pytest.mark.parametrize(
     ("change", "broken"),
     [
         ({}, None),
-        ({("fgsm", 2): 4}, "PGD fools what FGSM fools"),
-        ({("pgd", 4): 6, ("fgsm", 4): 6, ("fab", 4): 6, ("square", 4): 6}, "success grows with epsilon"),
-        ({("transfer_fgsm", 4): 2}, "white-box beats transfer, transfer beats noise"),
-        ({("random_noise", 4): 5}, "white-box beats transfer, transfer beats noise"),
-        ({("fgsm", 4): 8}, "FGSM does not overstate accuracy"),
-        ({("fab", 4): 2, ("square", 4): 1}, "an attack without gradients finds little more"),
-        ({("fab", 4): 2, ("square", 4): 2}, "stronger attacks find little more"),
+        ({("fgsm", 2): 9}, "PGD fools what FGSM fools"),
+        ({("pgd", 2): 9, ("fgsm", 2): 9} | dict.fromkeys(AT_4, 10), "success grows with epsilon"),
+        (dict.fromkeys([("pgd", 64), *AT_4], 10), "the attack does something"),
+        ({("transfer_fgsm", 4): 8}, "white-box beats transfer, transfer beats noise"),
+        ({("random_noise", 4): 8}, "white-box beats transfer, transfer beats noise"),
+        ({("fgsm", 2): 10, ("pgd", 2): 8} | dict.fromkeys(AT_4, 8), "FGSM does not overstate accuracy"),
+        (dict.fromkeys(AT_4, 8) | {("fgsm", 4): 10}, "no catastrophic overfitting"),
+        ({("square", 4): 8}, "an attack without gradients finds little more"),
+        ({("fab", 4): 8, ("square", 4): 8}, "stronger attacks find little more"),
         ({("pgd", 64): 1}, "a huge epsilon turns everything"),
+        (dict.fromkeys(AT_4, 5), "attacked, better than one answer for all"),
     ],
 )
 def test_each_check_fails_on_what_it_is_for(change, broken):
     found = verdict_of(study(HEALTHY | change))
     fails = {name for name, verdict in found.items() if verdict == "fails"}
-    implied = {"stronger attacks find little more"} if "without gradients" in str(broken) else set()
-    assert fails - implied == ({broken} if broken else set())
+    assert fails - IMPLIED.get(broken, set()) == ({broken} if broken else set())
     assert "not applicable" not in found.values()
+
+
+def test_overfitting_is_asked_of_models_trained_on_fgsm_images_at_their_epsilon():
+    gap = dict.fromkeys(AT_4, 8) | {("fgsm", 4): 10}
+    assert verdict_of(study(gap, "baseline"), "baseline")["no catastrophic overfitting"] == "not applicable"
+    assert verdict_of(study(gap, "merged_fgsm"), "merged_fgsm")["no catastrophic overfitting"] == "fails"
+    elsewhere = verdict_of(study(HEALTHY | {("pgd", 2): 8} | dict.fromkeys(AT_4, 8)))
+    assert elsewhere["no catastrophic overfitting"] == "holds"
 
 
 @pytest.mark.parametrize(
@@ -105,17 +128,23 @@ def test_each_check_of_the_audit_fails_on_what_it_is_for(options, broken):
 def test_a_model_that_always_says_malignant_fails():
     table = split_table(["malignant"] * 10 + ["benign"] * 10)
     found = checks.verdicts(rows(table, np.ones(20), "always_malignant"))
-    assert [row["verdict"] for row in found] == ["not applicable"] * 11 + ["fails"]
-    assert [row["value"] for row in found] == [None] * 11 + [0.0]
-    assert "specificity" in found[-1]["meaning"]
+    (fails,) = (row for row in found if row["verdict"] != "not applicable")
+    assert (fails["name"], fails["verdict"], fails["value"]) == ("answers both classes", "fails", 0.0)
+    assert "specificity" in fails["meaning"] and len(found) == len(checks.CHECKS)
+    assert all(row["value"] is None for row in found if row is not fails)
+    network = pd.concat([rows(table, np.ones(20)), rows(table, np.ones(20), attack="pgd", epsilon=4 / 255)])
+    found = {row["name"]: row for row in checks.verdicts(network)}
+    worth = found["attacked, better than one answer for all"]
+    assert (worth["verdict"], worth["value"]) == ("fails", 0.5)
     alone = checks.verdicts(rows(table[:10], np.ones(10)))
     assert {row["verdict"] for row in alone} == {"not applicable"}
 
 
 def test_checks_tell_the_most_unfavorable_seed():
-    made = pd.concat([study(HEALTHY), study(HEALTHY | {("fgsm", 4): 8}, seed=1), study(HEALTHY, "other")])
+    worse = HEALTHY | dict.fromkeys(AT_4, 5) | {("fgsm", 4): 10}
+    made = pd.concat([study(HEALTHY), study(worse, seed=1), study(HEALTHY, "other")])
     found = {(row["model"], row["name"]): row for row in checks.verdicts(made)}
-    row = found["baseline", "FGSM does not overstate accuracy"]
+    row = found["adversarial_training", "FGSM does not overstate accuracy"]
     assert row["value"] == pytest.approx(0.5)
     assert "4/255" in row["meaning"]
     assert "seed 1" in row["meaning"]

@@ -481,6 +481,40 @@ def test_comparisons_are_corrected_within_a_split_and_a_seed():
         assert (own["p_holm"] >= own["p_value"]).all() and len(own) == 2
 
 
+def test_the_main_comparisons_are_corrected_by_themselves():
+    table, margins = random_table(4, cases=24)
+    rng = np.random.default_rng(0)
+    models = {"baseline": 0.0, "merged_fgsm": 0.3, "adversarial_training": 0.8, "color_only": 0.1}
+    toward = np.where(table["label"] == "malignant", 1, -1)
+    made = []
+    for model, shift in models.items():
+        for attack, k in (("none", 0), ("pgd", 3), ("pgd", 8), ("random_noise", 3)):
+            moved = margins + shift * toward + rng.normal(size=len(table))
+            made.append(rows(table, moved, model, attack, k / 255))
+    everything = evaluation.with_worst_case(pd.concat(made))
+    found = evaluation.comparisons(everything, "adversarial_training", 4 / 255)
+    main = found[found["p_main"].notna()]
+    pairs = set(zip(main["model_a"], main["model_b"], main["attack"], main["epsilon"], strict=True))
+    assert pairs == {
+        (a, b, *test)
+        for a, b in [
+            ("merged_fgsm", "baseline"),
+            ("adversarial_training", "baseline"),
+            ("adversarial_training", "merged_fgsm"),
+        ]
+        for test in (("none", 0.0), ("worst_case", 3 / 255))
+    }, "not color only, and not at another epsilon"
+    assert main["p_main"].tolist() == evaluation.holm(main["p_value"]).tolist()
+    assert found["p_holm"].tolist() == evaluation.holm(found["p_value"]).tolist()
+    rates = evaluation.metrics(everything).query("subset == 'all'").set_index(["model", "attack", "epsilon"])
+    for row in main.to_dict("records"):
+        a, b = (rates.loc[(row[name], row["attack"], row["epsilon"])] for name in ("model_a", "model_b"))
+        assert row["difference"] == pytest.approx(a["accuracy"] - b["accuracy"])
+        change = a["balanced_accuracy"] - b["balanced_accuracy"]
+        assert row["balanced_difference"] == pytest.approx(change)
+        assert row["balanced_difference_low"] <= change <= row["balanced_difference_high"]
+
+
 # ---------------------------------------------------------------- the worst case
 
 
@@ -518,12 +552,18 @@ def test_in_the_worst_case_an_image_that_nothing_changed_is_whole_in_8_bits():
     """Of four images one is wrong clean, one falls and stands again when saved, one falls for good, one stands."""
     table = split_table(["malignant"] * 4)
     clean = rows(table, [-1, 1, 1, 1])
-    attacked = rows(table, [-2, -1, -1, 0.5], attack="fgsm", epsilon=0.1, margins_8bit=[-2, 1, -1, 0.5])
+    attacked = rows(table, [-2, -1, -1, 0.5], attack="pgd", epsilon=0.1, margins_8bit=[-2, 1, -1, 0.5])
     found = one(evaluation.metrics(evaluation.worst_case(pd.concat([clean, attacked]))), subset="all")
     assert (found["accuracy"], found["accuracy_8bit"]) == (0.25, 0.5)
     unknown = attacked.assign(margin_8bit=np.nan)
     found = one(evaluation.metrics(evaluation.worst_case(pd.concat([clean, unknown]))), subset="all")
     assert np.isnan(found["accuracy_8bit"])
+    # The first image to fall falls in a stronger attack for good; of one attack nothing is known in 8 bits.
+    stronger = attacked.assign(epsilon=0.2, margin=-3.0, margin_8bit=-3.0)
+    found = evaluation.metrics(evaluation.worst_case(pd.concat([clean, attacked, stronger])))
+    assert one(found, subset="all", epsilon=0.2)["accuracy_8bit"] == 0
+    found = evaluation.metrics(evaluation.worst_case(pd.concat([clean, unknown, stronger])))
+    assert found["accuracy_8bit"].isna().all()
 
 
 def test_worst_case_does_not_depend_on_row_order_and_ignores_itself():
@@ -533,8 +573,7 @@ def test_worst_case_does_not_depend_on_row_order_and_ignores_itself():
     pd.testing.assert_frame_equal(worst, again)
     assert evaluation.worst_case(made[made["attack"] != "none"]).empty
     assert evaluation.worst_case(made[made["attack"] == "none"]).empty
-    unaimed = made.replace({"attack": {"fgsm": "transfer_fgsm", "pgd": "random_noise"}})
-    assert evaluation.worst_case(unaimed).empty
+    assert evaluation.worst_case(made[made["attack"] != "pgd"]).empty, "one step is no worst case"
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -543,9 +582,9 @@ def test_worst_case_is_never_better_than_any_attack(seed):
     table, margins = random_table(seed)
     made = [rows(table, margins)]
     for attack in ("fgsm", "pgd"):
-        made += [
-            rows(table, margins - rng.normal(size=len(table)), attack=attack, epsilon=e / 255) for e in (1, 4)
-        ]
+        for e in (1, 4):
+            changed, rounded = (margins - rng.normal(size=len(table)) for _ in range(2))
+            made.append(rows(table, changed, attack=attack, epsilon=e / 255, margins_8bit=rounded))
     made = pd.concat(made)
     truth = made["label"] == "malignant"
     wrong = made[(made["margin"] > 0) != truth]
@@ -553,6 +592,9 @@ def test_worst_case_is_never_better_than_any_attack(seed):
     for epsilon in (1 / 255, 4 / 255):
         fooled = wrong.loc[wrong["epsilon"] <= epsilon, "image"].nunique()
         assert worst.loc[epsilon, "accuracy"] == pytest.approx(1 - fooled / len(table))
+        saved = made["margin_8bit"].fillna(made["margin"].where(made["attack"] == "none"))
+        fooled = made.loc[(made["epsilon"] <= epsilon) & ((saved > 0) != truth), "image"].nunique()
+        assert worst.loc[epsilon, "accuracy_8bit"] == pytest.approx(1 - fooled / len(table))
 
 
 def test_margin_falls_by_hand():

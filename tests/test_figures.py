@@ -244,12 +244,14 @@ def test_accuracy_over_sigma_holds_the_metrics():
     metrics = evaluation.metrics(predictions())
     figure = drawn(figures.accuracy_over_sigma(metrics, {"baseline": 0.0, "gaussian_noise": 0.1}))
     clean = metrics[(metrics["attack"] == "none") & (metrics["subset"] == "all")].set_index("model")
-    left, right = figure.axes
+    left, pgd, right = figure.axes
     names = ["baseline", "gaussian_noise"]
     assert list(left.lines[0].get_xdata()) == [0, 0.1]
     assert list(left.lines[0].get_ydata()) == clean["accuracy"][names].tolist()
     assert list(right.lines[1].get_ydata()) == clean["sensitivity"][names].tolist()
-    assert "FGSM 4/255" in texts(figure) and "sigma" in texts(figure)
+    under = metrics[(metrics["attack"] == "pgd") & (metrics["subset"] == "all")].set_index("model")
+    assert list(pgd.lines[-1].get_ydata()) == under["accuracy"][names].tolist()
+    assert "4/255" in texts(figure) and "sigma" in texts(figure) and "PGD" in texts(figure)
 
 
 def test_accuracy_curves_do_without_intervals_attacks_and_further_seeds():
@@ -385,13 +387,28 @@ def test_curves_of_both_directions_have_a_panel_each():
     assert titles[:2] == ["sensitivity under FGSM", "specificity under FGSM"]
 
 
+def test_every_image_has_one_smallest_epsilon():
+    metrics = evaluation.metrics(evaluation.with_worst_case(predictions()))
+    figure = drawn(figures.smallest_epsilons(metrics))
+    bars = np.array([[bar.get_width() for bar in part] for part in figure.axes[0].containers])
+    assert bars.shape == (4, 2) and (bars >= 0).all(), "clean, 1/255, 4/255 and none; two models"
+    assert bars.sum(axis=0) == pytest.approx(1)
+    rows = metrics[(metrics["subset"] == "all") & (metrics["model"] == "gaussian_noise")]
+    worst = rows[rows["attack"] == "worst_case"].set_index("epsilon")["accuracy"]
+    clean = rows.loc[rows["attack"] == "none", "accuracy"].item()
+    assert bars[:, 1] == pytest.approx(
+        [1 - clean, clean - worst[1 / 255], worst.iloc[0] - worst[4 / 255], worst[4 / 255]]
+    )
+
+
 def test_ssim_curves_start_at_the_original():
-    rows = predictions().assign(ssim=0.9)
+    rows = predictions().assign(ssim=0.9, l2=1.0)
     figure = drawn(figures.ssim_curves(audit.distances(rows)))
     assert [axes.get_title() for axes in figure.axes] == ["FGSM", "PGD"]
     fgsm, pgd = ([list(line.get_ydata()) for line in axes.lines] for axes in figure.axes)
     assert fgsm == [pytest.approx([1, 0.9, 0.9])] * 2 and pgd == [pytest.approx([1, 0.9])] * 2
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["0", "1/255", "4/255"]
+    assert drawn(figures.ssim_curves(audit.distances(rows.assign(l2=0.0)))), "no attack changed anything"
 
 
 def test_steps_curves_mark_the_restarts():

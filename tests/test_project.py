@@ -72,20 +72,22 @@ def test_every_row_of_a_committed_report_follows_from_its_predictions(folder):
     results = json.loads((folder / "results.json").read_text())
     table = evaluation.read_piece(folder / "predictions.csv.gz")
     everything = evaluation.with_worst_case(table)
-    assert evaluation.records(evaluation.comparisons(everything)) == results["comparisons"]
-    assert checks.verdicts(table, results["audit"]) == results["checks"]
+    used = results["parameters"]
+    epsilon = used["train_epsilon"] / 255
+    compared = evaluation.comparisons(everything, used["primary_defense"], epsilon)
+    assert evaluation.records(compared) == results["comparisons"]
+    assert checks.verdicts(table, results["audit"], epsilon) == results["checks"]
     metrics = evaluation.metrics(everything)
     assert evaluation.records(metrics) == results["metrics"]
     assert evaluation.records(audit.smallest_epsilons(metrics)) == results["smallest_epsilons"]
     assert evaluation.records(audit.distances(table)) == results["distances"]
     assert evaluation.records(audit.reliability(table)) == results["reliability"]
-    beside = summary.tables(results["parameters"]["compare_with"])
+    beside = summary.tables(used["compare_with"])
     assert evaluation.records(evaluation.leakage([table, *beside])) == results["leakage"]
     split = data.load_split(folder / "split.csv.gz")
     split = split[split["magnification"].isin(results["dataset"]["magnifications"])]
     assert evaluation.records(data.split_counts(split)) == results["split"]
     if not results["dataset"]["synthetic"]:
-        used = results["parameters"]
         assert papers.records(table, data.split_counts(split), used) == results["papers"]
 
 

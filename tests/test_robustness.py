@@ -152,6 +152,9 @@ def test_images_of_another_model_are_a_transfer_of_their_own(run):
     assert (folder / "predictions" / "baseline-transfer_fgsm-from_defended-case0.csv.gz").exists()
 
 
+PLANTED = "adversarial_training"  # the name under which models made to be caught are audited
+
+
 class Masked(torch.nn.Module):
     """A model that looks at a hundred gray levels only: its gradient is zero, but it is no harder to fool."""
 
@@ -182,11 +185,11 @@ def audited(model, folder, images, monkeypatch):
     """All attacks on a planted model, and the checks on what they found, by name."""
     monkeypatch.setattr(models, "load", lambda path: model)
     options = {"epsilons": [4 / 255, 64 / 255], "steps": STEPS | {"pgd": 5, "square": 100}}
-    rows = robustness.evaluate(folder, "planted", images, ["none", *robustness.ATTACKS], **options)
+    rows = robustness.evaluate(folder, PLANTED, images, ["none", *robustness.ATTACKS], **options)
     options["epsilons"] = options["epsilons"][:1]
-    cascade = robustness.evaluate(folder, "planted", images, evaluation.CASCADE, **options)
+    cascade = robustness.evaluate(folder, PLANTED, images, evaluation.CASCADE, **options)
     settings = [(5, 1, 0.5), (20, 4, 0.125)]
-    steps = robustness.pgd_by_steps(folder, "planted", images, 4 / 255, settings, among=4)
+    steps = robustness.pgd_by_steps(folder, PLANTED, images, 4 / 255, settings, among=4)
     found = checks.verdicts(pd.concat([rows, cascade]), steps)
     return {check["name"]: check for check in found}
 
@@ -200,7 +203,7 @@ def colored(run, tmp_path):
     pixels = rng.integers(100, 140, (len(table), 16, 16, 3))
     pixels[...] = pixels[..., :1]
     pixels[..., 0] += shade
-    for name in ("planted", "baseline"):
+    for name in (PLANTED, "baseline"):
         models.save(models.build("none"), tmp_path / "models" / f"{name}.safetensors", {})
     stored = pixels.astype(np.uint8)
     return tmp_path, data.Images(table, data.Pixels(stored, np.arange(len(table))))
@@ -215,11 +218,11 @@ def test_a_planted_masked_model_is_caught(colored, monkeypatch):
 
 def test_a_planted_overfitted_model_is_caught(colored, monkeypatch):
     found = audited(Overfitted(), *colored, monkeypatch)
-    assert found["FGSM does not overstate accuracy"]["verdict"] == "fails"
+    assert found["no catastrophic overfitting"]["verdict"] == "fails"
     assert found["gradients are there"]["verdict"] == "holds"
 
 
-def test_pgd_by_steps_counts_images_and_gradients(run):
+def test_pgd_by_steps_counts_images_and_gradients_and_is_kept(run, monkeypatch):
     folder, images = run
     settings = [(1, 0, 1.0), (3, 1, 0.5)]
     found = robustness.pgd_by_steps(folder, "defended", images, EPSILONS[1], settings, among=3)
@@ -233,6 +236,27 @@ def test_pgd_by_steps_counts_images_and_gradients(run):
     assert (
         found["zero_gradient"].notna().tolist() == [True, False, False] and found["zero_gradient"][0] < 0.05
     )
+    monkeypatch.setattr(robustness, "_load", None)
+    options = (folder, "defended", images, EPSILONS[1])
+    pd.testing.assert_frame_equal(robustness.pgd_by_steps(*options, settings, among=3), found)
+    with pytest.raises(TypeError):
+        robustness.pgd_by_steps(*options, settings[:1], among=3)
+
+
+def test_votes_under_noise_are_the_models_answers_and_are_kept(run, monkeypatch):
+    folder, images = run
+    found = robustness.vote_under_noise(folder, "defended", images, 0.0, 5, among=4)
+    shown = images.side("test")
+    network = models.load(folder / "models" / "defended.safetensors")
+    answers = dict(
+        zip(shown.table["image"], evaluation.predict(network, shown.tensors()[0]) > 0, strict=True)
+    )
+    assert len(found) == 4 and found["votes"].tolist() == [5 * answers[image] for image in found["image"]]
+    assert set(found["model"]) == {"defended"} and set(found["samples"]) == {5}
+    monkeypatch.setattr(robustness, "_load", None)
+    again = robustness.vote_under_noise(folder, "defended", images, 0.0, 5, among=4)
+    pd.testing.assert_frame_equal(again, found)
+    assert robustness.vote_under_noise(folder, "defended", images, 0.0, 5, among=0).empty
 
 
 def test_pieces_of_other_epsilons_go_and_other_models_and_sides_stay(run):
@@ -303,7 +327,8 @@ def test_each_attack_name_is_explained():
     whole = robustness.attack_table(EPSILONS, STEPS, EPSILONS[1:])
     assert set(whole["name"]) == set(attacks.DESCRIPTIONS)
     assert whole.set_index("name").loc["square", ["queries", "epsilons"]].tolist() == [23, "8/255"]
-    assert set(table["name"]) == {"none", *robustness.ATTACKS} <= set(attacks.DESCRIPTIONS)
+    assert set(table["name"]) == {"none", *robustness.ATTACKS, "worst_case"} <= set(attacks.DESCRIPTIONS)
+    assert whole["queries"].iloc[-1] == whole["queries"].iloc[:-1].sum()
     assert table.set_index("name").loc["pgd", ["steps", "step_size"]].tolist() == [10, "0.25 epsilon"]
 
 

@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from lib import profiles, runs, study
+from lib import data, profiles, runs, study, training
 
 # Each notebook adds a line to calls.txt beside the runs, so that a test can count what really ran.
 FIRST = """
@@ -200,6 +200,25 @@ def test_what_would_fail_late_is_refused_before_hours_of_training(setting, words
 def test_a_report_names_all_versions_that_its_stages_ran_with():
     stages = [{"torch": "2.9.0"}, {"torch": "2.10.0", "numpy": "2.4"}, {"torch": "2.10.0"}, {}]
     assert study._versions(stages) == {"torch": "2.9.0 and 2.10.0", "numpy": "2.4"}
+
+
+def test_the_time_of_all_trainings_is_foretold_from_what_they_will_show(smoke, monkeypatch, capsys):
+    home, printed = smoke
+    assert "all trainings together" not in printed, "seconds are no news"
+    folder = home / "runs" / "smoke"
+    shown = 0
+    for file in (folder / "models").glob("*.json"):
+        recipe = runs.read_json(file)["recipe"]
+        if "epochs" in recipe and file.stem != "adversarial_training":  # a copy of the best of its recipes
+            worth = training.EPOCHS_WORTH[recipe["recipe"].split("+")[0]] if "recipe" in recipe else 1
+            shown += recipe["images"][0] * recipe["epochs"] * worth
+    parameters = profiles.load("smoke")
+    assert training.images_ahead(parameters, data.load_split(folder / "split.csv")) == shown
+
+    monkeypatch.setattr(study, "LONG", 0)
+    monkeypatch.setattr(training, "seconds_an_image", lambda *_: 3600 / shown)
+    study._foretell(parameters, folder)
+    assert "all trainings together take about 60 minutes" in capsys.readouterr().out
 
 
 def test_makefile_and_runner_agree_on_the_environment():

@@ -36,7 +36,7 @@ def test_it_says_in_short_what_the_tables_hold(results):
     (difference,) = (
         row
         for row in results["comparisons"]
-        if row["model_a"] == "adversarial_training"
+        if (row["model_a"], row["model_b"]) == ("adversarial_training", "baseline")
         and row["attack"] == "worst_case"
         and row["split_by"] == "case"
         and abs(row["epsilon"] - 4 / 255) < 1e-6
@@ -46,7 +46,7 @@ def test_it_says_in_short_what_the_tables_hold(results):
     )
     assert f"{defended['accuracy']:.2f} [{defended['accuracy_low']:.2f}, " in line
     assert f"{100 * difference['difference']:+.0f} points [{100 * difference['low']:+.0f}, " in line
-    assert f"p = {difference['p_value']:.2g} (corrected {difference['p_holm']:.2g})" in line
+    assert f"p = {difference['p_value']:.2g} (corrected {difference['p_main']:.2g})" in line
     assert f"{of(results, 'baseline', 'none')['accuracy']:.2f} [" in short
     networks = ("baseline", *profiles.DEFENSES)
     most = max(of(results, model, "pgd", 8 / 255)["accuracy"] for model in networks)
@@ -54,13 +54,72 @@ def test_it_says_in_short_what_the_tables_hold(results):
     assert text == (QUICK / "summary.md").read_text("utf-8")
     assert text.startswith(f"# {summary.DRAWN_BANNER}") and "nan" not in text.lower().split()
     assert "Beside other runs" not in text and "Beside the papers" not in text
+    assert "tried on validation: 1 recipe (fgsm) and 1 augmentation)" in line
+
+
+def test_one_table_says_which_defense_at_what_cost_against_whom(results):
+    text = summary.write(results, "case", "adversarial_training")
+    section = text.split("## Which defense, at what cost, against whom")[1].split("## ")[0]
+    defended = of(results, "adversarial_training", "worst_case", 4 / 255)
+    (line,) = (line for line in section.splitlines() if line.startswith("| adversarial training | "))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    clean = of(results, "adversarial_training", "none")
+    rates = [clean["balanced_accuracy"], of(results, "baseline", "none")["balanced_accuracy"]]
+    assert cells[1].startswith(f"{rates[0]:.2f} [") and cells[2].startswith(
+        f"{100 * (rates[0] - rates[1]):+.0f} points ["
+    )
+    transfers = [
+        row["balanced_accuracy"]
+        for row in results["metrics"]
+        if (row["model"], row["attack"], row["subset"]) == ("adversarial_training", "transfer_fgsm", "all")
+        and abs(row["epsilon"] - 4 / 255) < 1e-6
+    ]
+    assert len(transfers) == 4 and cells[4].startswith(f"{min(transfers):.2f} [")
+    rates = ("balanced_accuracy", "sensitivity", "specificity")
+    assert [cell[:4] for cell in cells[6:]] == [f"{defended[rate]:.2f}" for rate in rates]
+    assert section.count(" against baseline | clean | ") == len(profiles.DEFENSES)
+    assert section.count("| adversarial training against ") == 2 * len(profiles.DEFENSES)
+
+
+def test_candidates_and_what_fails_are_said(results):
+    results["recipes"] = [
+        {"recipe": recipe, "kept": recipe == "pgd", "fold": fold}
+        for fold in (0, 1)
+        for recipe in ("fgsm", "pgd")
+    ]
+    results["checks"][0] |= {"model": "merged_fgsm", "verdict": "fails", "name": "a check", "meaning": "It."}
+    text = summary.write(results, "case", "adversarial_training")
+    assert "2 recipes (fgsm kept in 0 of 2 folds, pgd kept in 2 of 2 folds) and 1 augmentation)" in text
+    assert "- merged FGSM, a check: It." in text.split("What fails for the defenses:")[1]
+
+
+def test_what_noise_certifies_is_a_share_of_the_images():
+    votes = [
+        {"model": "gaussian_noise", "case": str(k), "label": ("benign", "malignant")[k % 2], "sigma": 0.1}
+        | {"samples": 100, "right": k < 10, "radius": None if k == 0 else 0.04 * (1 + k % 2)}
+        for k in range(12)
+    ]
+    (line,) = (line for line in summary._certified(votes) if line.startswith("| Gaussian noise | "))
+    cells = [cell.strip()[:4] for cell in line.strip("|").split("|")]
+    assert cells[1:] == ["12", "0.08", "0.75", "0.42", "0.00", "0.00"]
+    assert summary._certified([]) == []
+
+
+def test_a_difference_is_in_whole_points_but_for_one_that_would_vanish():
+    assert [summary._points(each) for each in (-0.275, 0.0, -0.002, 0.0049, 0.3)] == [
+        "-28",
+        "+0",
+        "-0.2",
+        "+0.5",
+        "+30",
+    ]
 
 
 def test_a_worst_case_that_is_not_pgd_has_its_own_lines(results):
     for row in results["metrics"]:
         if row["attack"] == "worst_case" and row["subset"] == "all" and row["split_by"] == "case":
             row["accuracy"] = of(results, row["model"], "pgd", row["epsilon"])["accuracy"]
-    assert "| worst case" not in summary.write(results, "case", "adversarial_training")
+    assert "\n| worst case" not in summary.write(results, "case", "adversarial_training")
     of(results, "baseline", "worst_case", 4 / 255)["accuracy"] = 0.01
     assert "| worst case 4/255 | 0.01" in summary.write(results, "case", "adversarial_training")
 
@@ -79,6 +138,12 @@ def test_other_seeds_and_the_other_split_stand_beside(results):
     both = summary.write(results, "case", "adversarial_training", {"second": seed})
     assert "1. quick, this one\n2. second: seed 1\n" in both
     assert f"| clean | {clean['accuracy']:.2f}, 0.12 | " in both.split("Beside other runs")[1]
+    spread = f"{(clean['accuracy'] + 0.123) / 2:.2f} (0.12 to {clean['accuracy']:.2f})"
+    assert f"| clean | {spread} | " in both.split("Over 2 seeds (0, 1), all else alike")[1]
+    again = summary.write(results, "case", "adversarial_training", {"second": seed, "again": seed})
+    assert "Over 2 seeds (0, 1), all else alike" in again, "a seed counts once"
+    longer = seed | {"parameters": seed["parameters"] | {"epochs": 9}}
+    assert "all else alike" not in summary.write(results, "case", "adversarial_training", {"longer": longer})
     color = of(results, "color_only", "none")
     by_image = results | {
         "metrics": [
@@ -91,7 +156,7 @@ def test_other_seeds_and_the_other_split_stand_beside(results):
     tables = [table, table[table["model"] == "baseline"].assign(split_by="image")]
     results["leakage"] = evaluation.records(evaluation.leakage(tables))
     both = summary.write(results, "case", "adversarial_training", {"by_image": by_image})
-    beside = both.split("Beside other runs")[1]
+    beside = both.split("Beside other runs")[1].split("## ")[0]
     assert f"| clean | {clean['accuracy']:.2f}, {clean['accuracy']:.2f} | " in beside and "0.46" not in beside
     assert f"| 1.00 | {clean['balanced_accuracy']:.2f} [" in both
     assert "] | +0 points [+0, +0] |" in both  # from the same predictions by either split
