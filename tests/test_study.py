@@ -202,7 +202,7 @@ def test_a_report_names_all_versions_that_its_stages_ran_with():
     assert study._versions(stages) == {"torch": "2.9.0 and 2.10.0", "numpy": "2.4"}
 
 
-def test_the_time_of_all_trainings_is_foretold_from_what_they_will_show(smoke, monkeypatch, capsys):
+def test_the_time_of_all_trainings_is_foretold_from_what_they_show(smoke, tmp_path, monkeypatch, capsys):
     home, printed = smoke
     assert "all trainings together" not in printed, "seconds are no news"
     folder = home / "runs" / "smoke"
@@ -212,12 +212,13 @@ def test_the_time_of_all_trainings_is_foretold_from_what_they_will_show(smoke, m
         if "epochs" in recipe and file.stem != "adversarial_training":  # a copy of the best of its recipes
             worth = training.EPOCHS_WORTH[recipe["recipe"].split("+")[0]] if "recipe" in recipe else 1
             shown += recipe["images"][0] * recipe["epochs"] * worth
-    parameters = profiles.load("smoke")
-    assert training.images_ahead(parameters, data.load_split(folder / "split.csv")) == shown
+    parameters, split = profiles.load("smoke"), data.load_split(home / "reports" / "smoke" / "split.csv.gz")
+    assert training.images_ahead(parameters, split) == shown
 
     monkeypatch.setattr(study, "LONG", 0)
     monkeypatch.setattr(training, "seconds_an_image", lambda *_: 3600 / shown)
-    study._foretell(parameters, folder)
+    split.to_csv(tmp_path / "split.csv", index=False)
+    study._foretell(parameters, tmp_path)
     assert "all trainings together take about 60 minutes" in capsys.readouterr().out
 
 
