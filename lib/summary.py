@@ -141,10 +141,10 @@ def _value(row, rate="accuracy"):
     return "" if row is None else wording.number(row[rate]) + wording.interval(row, rate)
 
 
-def _difference(value, row):
+def _difference(value, row, unit=" points"):
     """A difference of two rates in points, with the interval that `row` holds where there is one."""
     interval = "" if row["low"] is None else f" [{_points(row['low'])}, {_points(row['high'])}]"
-    return f"{_points(value)} points{interval}"
+    return f"{_points(value)}{unit}{interval}"
 
 
 def _points(value):
@@ -234,15 +234,8 @@ def _which_defense(results, rows, split_by):
     costs = {
         row["model_a"]: row for row in compared if (row["attack"], row["model_b"]) == ("none", "baseline")
     }
-    heads = [
-        "clean",
-        "cost",
-        "random noise",
-        "images made for another model",
-        "one step (FGSM)",
-        "all attacks",
-    ]
-    lines = _header("model", *heads, "sensitivity, all attacks", "specificity, all attacks")
+    heads = ("clean", "cost, points", "random noise", "another model's images", "FGSM", "all attacks")
+    lines = _header("model", *heads, "sensitivity, specificity")
     for model in (model for model in _models(rows) if (model, "worst_case", epsilon) in rows):
         clean, worst = rows[model, "none", 0.0], rows[model, "worst_case", epsilon]
         cost = costs.get(model)
@@ -255,22 +248,25 @@ def _which_defense(results, rows, split_by):
             _value(rows.get((model, "random_noise", epsilon)), rate),
             _value(of_others, rate),
             _value(rows.get((model, "fgsm", epsilon)), rate),
-            *(_value(worst, each) for each in (rate, "sensitivity", "specificity")),
+            _value(worst, rate),
+            ", ".join(wording.number(worst[each]) for each in ("sensitivity", "specificity")),
         ]
         lines.append(f"| {' | '.join([wording.model_name(model), *cells])} |")
-    tests = _header("main comparison", "test", "accuracy", "balanced accuracy", "p", "corrected")
+    values = ("accuracy, points", "balanced accuracy, points", "p", "corrected")
+    tests = _header("main comparison", "test", *values)
     for row in (row for row in compared if row["p_main"] is not None):
         names = f"{wording.model_name(row['model_a'])} against {wording.model_name(row['model_b'])}"
         test = wording.attack_name(row["attack"], row["epsilon"])
-        cells = [names, test, _difference(row["difference"], row), _balanced(row)]
+        cells = [names, test, _difference(row["difference"], row, ""), _balanced(row)]
         cells += [f"{row[name]:.2g}" for name in ("p_value", "p_main")]
         tests.append(f"| {' | '.join(cells)} |")
     return [
         "",
         "## Which defense, at what cost, against whom",
         "",
-        f"Balanced accuracy at {wording.format_epsilon(epsilon)}, from the attacker who knows nothing to the one who knows the model and "
-        "tries everything that was run here (images made for another model: the worst such model).",
+        f"Balanced accuracy at {wording.format_epsilon(epsilon)}: unattacked and what the defense costs there; under noise of the attack's "
+        "size; against an attacker who has another model only (the one that does most harm); against one step; and against all attacks "
+        "that were run, with the sensitivity and specificity that are left then.",
         "",
         *lines,
         "",
@@ -282,7 +278,7 @@ def _which_defense(results, rows, split_by):
 
 def _balanced(row):
     ends = {"low": row["balanced_difference_low"], "high": row["balanced_difference_high"]}
-    return "–" if row["balanced_difference"] is None else _difference(row["balanced_difference"], ends)
+    return "–" if row["balanced_difference"] is None else _difference(row["balanced_difference"], ends, "")
 
 
 def _accuracy(rows):
