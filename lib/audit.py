@@ -90,18 +90,16 @@ def reliability(predictions):
         off = (group["p_malignant"] - group["malignant"]).to_numpy()
         bin_of = _bin_of(group, bins)
         sides = np.sign(np.bincount(bin_of, off, minlength=bins))
-        error = evaluation.bootstrap_interval(off * sides[bin_of], *by_case)
+        low, high = np.maximum(0, evaluation.bootstrap_interval(off * sides[bin_of], *by_case))
         sure = group["margin"].abs().rank(method="first", ascending=False) <= -(-len(group) // 2)
         counted = np.column_stack([sure & group["right"], sure])
-        half = evaluation.bootstrap_interval(counted, *by_case, _share)
-        error, half = np.maximum(0, error), (group["right"][sure].mean(), *half)
+        half = group["right"][sure].mean(), *evaluation.bootstrap_interval(counted, *by_case, _share)
         variance = np.bincount(bin_of, group["p_malignant"] * (1 - group["p_malignant"]), minlength=bins)
         by_chance = np.sqrt(2 / np.pi * variance).sum() / len(group)
-        found.append((*key, calibration(group, bins)[1], *error, by_chance, *half))
-    error, half = (
-        [name + end for end in ("", "_low", "_high")] for name in ("calibration_error", "half_answered")
-    )
-    return pd.DataFrame(found, columns=[*keys, *error, "by_chance", *half])
+        found.append((*key, calibration(group, bins)[1], low, high, by_chance, *half))
+    error, half = "calibration_error", "half_answered"
+    columns = [error, f"{error}_low", f"{error}_high", "by_chance", half, f"{half}_low", f"{half}_high"]
+    return pd.DataFrame(found, columns=[*keys, *columns])
 
 
 def _share(sums, n):

@@ -432,9 +432,9 @@ def comparisons(predictions, primary="", train_epsilon=0.0, resamples=2000, seed
     null for the others. `primary` is compared in these two evaluations only.
     """
     rows = tested_rows(predictions)
-    worst = rows.loc[rows["attack"] == "worst_case", "epsilon"].unique()
-    nearest = sorted(worst, key=lambda each: abs(each - train_epsilon))[:1]
-    main = [("none", 0.0), *(("worst_case", epsilon) for epsilon in nearest)]
+    main, worst = [("none", 0.0)], rows.loc[rows["attack"] == "worst_case", "epsilon"].unique()
+    if len(worst):
+        main.append(("worst_case", nearest(worst, train_epsilon)))
     setting = [name for name in EVALUATION if name != "model"]
     found = []
     for key, together in rows.groupby(setting, sort=True):
@@ -458,6 +458,11 @@ def comparisons(predictions, primary="", train_epsilon=0.0, resamples=2000, seed
     found["p_holm"] = found.groupby(of_run)["p_value"].transform(holm)
     found["p_main"] = found[found["main"].astype(bool)].groupby(of_run)["p_value"].transform(holm)
     return found.sort_values(["model_a", *setting, "model_b"], ignore_index=True)[COMPARISONS]
+
+
+def nearest(epsilons, aim):
+    """Of these epsilons the one nearest to another, the smaller of two as near; all are fractions, of records or not."""
+    return min(sorted(epsilons), key=lambda each: round(abs(each - aim), 5))
 
 
 def _differences(pair, resamples, seed):

@@ -498,7 +498,7 @@ def smallest_epsilons(metrics, split_by=None):
     rows = rows[rows["attack"].isin(["none", "worst_case"]) & rows["model"].isin(models)]
     standing = rows.pivot_table("accuracy", "model", "epsilon").loc[models]
     shares = [1 - standing[0.0], *(-standing.diff(axis=1)[each] for each in standing.columns[1:])]
-    names = ["wrong without any", *map(wording.format_epsilon, standing.columns[1:]), "none of these"]
+    names = ["wrong unattacked", *map(wording.format_epsilon, standing.columns[1:]), "stands at all"]
     colors = ["0.55", *sns.color_palette("rocket", len(names) - 2), "0.88"]
     title = f"The smallest epsilon that fools an image{_how_many(rows)}"
     figure, grid = _panels(1, 1, 1.6 + 0.38 * len(models), title)

@@ -135,9 +135,7 @@ def resolve(profile, data_root, settings, stages):
     for name, value in parameters.items():
         if isinstance(value, list) and len(set(value)) < len(value):
             raise ParameterError(f"{name}: {value} names one twice")
-    known = [*DEFENSES, *(f"gaussian_noise_{sigma:g}" for sigma in parameters.get("other_sigmas", []))]
-    if (defense := parameters.get("primary_defense", known[0])) not in known:
-        raise ParameterError(f"primary_defense: there is no {defense!r}{_nearest(defense, known)}")
+    _refuse_unknown([parameters.get("primary_defense", DEFENSES[0])], DEFENSES, "primary_defense")
     return parameters
 
 

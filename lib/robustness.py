@@ -52,7 +52,7 @@ def attack_table(epsilons, steps, audited=()):
             "square": (0, 0, "", steps["square"] + 3),
         }
     rows |= {name: values for name, values in cascade.items() if steps[name]}
-    rows["worst_case"] = (0, 0, "", sum(queries for *_, queries in rows.values()))
+    rows["worst_case"] = (0, 0, "", pd.NA)  # all of the others, at several epsilons
     columns = ["name", "description", "steps", "restarts", "step_size", "queries", "epsilons", "precision"]
 
     def shown(name):
@@ -65,7 +65,7 @@ def attack_table(epsilons, steps, audited=()):
             for name, values in rows.items()
         ],
         columns=columns,
-    )
+    ).astype({"queries": "Int64"})
 
 
 def evaluate(
@@ -289,7 +289,7 @@ def pgd_by_steps(folder, name, images, epsilon, settings, among, seed=0):
 
 
 def _margins_by_steps(name, shown, epsilon, settings, seed):
-    found = [pd.DataFrame(columns=["steps", "restarts", "step_size", "margin", "zero_gradient"], dtype=float)]
+    found = []
     for network, _, x, y in shown:
         with attacks.frozen(network):
             margins, gradient = attacks.margin_gradient(network, x, y)
@@ -303,7 +303,8 @@ def _margins_by_steps(name, shown, epsilon, settings, seed):
                 margins = -attacks.margin(network(made), y).cpu()
             row = {"steps": steps, "restarts": restarts, "step_size": share, "margin": margins}
             found.append(pd.DataFrame(row))
-    return pd.concat(found, ignore_index=True)
+    columns = ["steps", "restarts", "step_size", "margin", "zero_gradient"]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
 
 
 def vote_under_noise(folder, name, images, sigma, samples, among, seed=0):
@@ -335,9 +336,10 @@ def _kept(folder, name, images, what, make, asked):
     asked: the options of `make`, and of how many images (`among`).
     """
     path = folder / "audit" / f"{name}-{what}.csv"
+    sides = [images.side("test", fold) for fold in images.folds]
     recipe = asked | {
         "models": [runs.file_hash(checkpoint(folder, name, fold)) for fold in images.folds],
-        "images": [images.side("test", fold).fingerprint for fold in images.folds],
+        "images": [[side.fingerprint, list(side.pixels[:1].shape[1:])] for side in sides],
         "code": runs.code_hash(make, _some, models.load, data.decode, data.Side),
     }
     if not runs.is_current(path, recipe):

@@ -5,9 +5,11 @@ Everything heavy is imported where it is used, so that an unchanged study is che
 
 import argparse
 import csv
+import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -30,8 +32,10 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
 }
 
-# Pixels shown in training from which on its time is foretold: minutes on two cores.
-LONG = 1e9
+# Pixels shown in one training from which on the time of all is foretold: minutes on two cores.
+LONG = 1e8
+FIRST_TRAINING = "02_transfer_learning"
+TIMING = "import json, sys; from lib import training; print(training.seconds_ahead(json.load(sys.stdin), sys.argv[1]))"
 
 # A training cell may take hours; a cell that hangs must end some day.
 CELL_TIMEOUT = 12 * 3600
@@ -108,10 +112,10 @@ def overview():
 
 
 def _run_stages(stages, parameters, folder, force):
-    foretold = False
+    declared = {stage: profiles.declared_in(stage) for stage in stages}
+    defaults = {name: default for own in declared.values() for name, (_, default) in own.items()}
     for number, notebook in enumerate(stages):
-        declared = profiles.declared_in(notebook)
-        own = {name: parameters.get(name, default) for name, (_, default) in declared.items()}
+        own = {name: parameters.get(name, default) for name, (_, default) in declared[notebook].items()}
         inputs = {}
         for earlier in stages[:number]:
             inputs |= _record(folder, earlier).get("outputs", {})
@@ -120,9 +124,8 @@ def _run_stages(stages, parameters, folder, force):
         if not force and _is_unchanged(folder, notebook, key, others[number:]):
             print(f"{notebook.stem:<34} unchanged, skipped", flush=True)
             continue
-        if "epochs" in own and not foretold:
-            foretold = True
-            _foretell(parameters, folder)
+        if notebook.stem == FIRST_TRAINING:
+            _foretell(defaults | parameters, folder)
         started = time.monotonic()
         try:
             stale = _run_stage(folder, notebook, key, own, inputs, others, force)
@@ -134,19 +137,19 @@ def _run_stages(stages, parameters, folder, force):
 
 
 def _foretell(parameters, folder):
-    """Say before the first training how long all of them take on this machine, where that is more than minutes."""
-    from lib import data, training
-
-    ahead = training.images_ahead(parameters, data.load_split(folder / "split.csv"))
-    size = parameters["image_size"]
-    if ahead * size**2 < LONG:
+    """Say before the first training how long all of them take on this machine, where that is minutes."""
+    images = runs.read_json(folder / "dataset.json").get("images", 0)
+    if images * parameters["epochs"] * parameters["image_size"] ** 2 < LONG:
         return
-    seconds = ahead * training.seconds_an_image(size, parameters["batch_size"], parameters["precision"])
-    hours = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
-    print(
-        f"all trainings together take about {hours} on this machine, less what is kept from before; attacks come on top",
-        flush=True,
-    )
+    # In a process of its own, which leaves no memory taken. What fails there the notebook will say.
+    command = [sys.executable, "-c", TIMING, str(folder / "split.csv")]
+    done = subprocess.run(command, input=json.dumps(parameters), capture_output=True, text=True)
+    if done.returncode == 0 and (minutes := float(done.stdout) / 60) > 2:
+        said = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
+        print(
+            f"all trainings together take about {said} on this machine, less what is kept from before; attacks come on top",
+            flush=True,
+        )
 
 
 def _key(notebook, parameters, inputs):

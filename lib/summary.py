@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pandas as pd
 
-from lib import checks, evaluation, figures, papers, runs, wording
+from lib import checks, evaluation, figures, papers, profiles, runs, wording
 
 DRAWN_BANNER = "Drawn tissue: these numbers are no medical evidence."
 DRAWN_NOTE = (
@@ -133,8 +133,7 @@ def _epsilons(rows):
 
 def _reference(results, epsilons):
     """Of these, the one nearest to the epsilon of training."""
-    aim = results["parameters"].get("train_epsilon", 4) / 255
-    return min(epsilons, key=lambda each: abs(each - aim))
+    return evaluation.nearest(epsilons, results["parameters"].get("train_epsilon", 4) / 255)
 
 
 def _value(row, rate="accuracy"):
@@ -149,8 +148,8 @@ def _difference(value, row, unit=" points"):
 
 def _points(value):
     """A difference in points, whole ones but where that would make nothing of it."""
-    points = 100 * value
-    return f"{points:+.0f}" if abs(points) >= 0.5 or abs(points) < 0.05 else f"{points:+.1f}"
+    points, whole = 100 * value, round(100 * value)
+    return f"{whole:+d}" if whole or abs(points) < 0.05 else f"{points:+.1f}"
 
 
 def _header(*names):
@@ -209,7 +208,7 @@ def _in_short(results, rows, split_by, primary_defense):
 
 
 def _candidates(results):
-    """How many recipes of adversarial training and augmentations were tried on validation, and which were kept, as a list of one."""
+    """How many recipes of adversarial training, of which which were kept, and augmentations were tried on validation, as a list of one."""
     recipes, augmentations = results["recipes"], {row["augmentation"] for row in results["augmentations"]}
     if not recipes:
         return []
@@ -217,7 +216,8 @@ def _candidates(results):
     kept = Counter(row["recipe"] for row in recipes if row["kept"])
     counts = ", ".join(f"{name} kept in {kept[name]} of {kept.total()} folds" for name in tried)
     parts = [f"1 recipe ({tried[0]})" if len(tried) == 1 else f"{len(tried)} recipes ({counts})"]
-    parts.append(f"{len(augmentations)} augmentation{'s' * (len(augmentations) != 1)}")
+    if augmentations:
+        parts.append(f"{len(augmentations)} augmentation{'s' * (len(augmentations) > 1)}")
     return [f"tried on validation: {' and '.join(parts)}"]
 
 
@@ -409,9 +409,9 @@ def _certified(rows):
         "",
         "## What noise certifies",
         "",
-        f"Randomized smoothing (Cohen et al. 2019): the majority of {rows[0]['samples']} answers under Gaussian noise of sigma "
-        f"{rows[0]['sigma']:g} cannot change within a Euclidean radius, whatever the attacker does; with too even votes it abstains. "
-        "Share of images that are right and certified at least so far:",
+        f"Randomized smoothing (Cohen et al. 2019), from {rows[0]['samples']} noisy copies of an image, sigma {rows[0]['sigma']:g}: with 99.9 % "
+        "confidence, what the model answers to most noisy copies cannot change within a Euclidean radius, whatever the attacker does; "
+        "with too even votes it abstains. Share of images that are right and certified at least so far:",
         "",
         *lines,
     ]
@@ -501,7 +501,7 @@ def _over_seeds(results, other):
     runs_by_seed = {}
     for each in (results, *other.values()):
         if _made(each) | {"seed": 0} == _made(results) | {"seed": 0}:
-            runs_by_seed.setdefault(each["parameters"]["seed"], each)
+            runs_by_seed.setdefault(each["parameters"].get("seed"), each)
     if len(runs_by_seed) < 2:
         return []
     alike = list(runs_by_seed.values())
@@ -621,11 +621,7 @@ def _checks(checks):
         for check in checks
         if check["model"] == "baseline" and check["value"] is not None
     ]
-    fails = [
-        check
-        for check in checks
-        if check["verdict"] == "fails" and check["model"] not in ("baseline", *evaluation.WITHOUT_NETWORK)
-    ]
+    fails = [check for check in checks if check["verdict"] == "fails" and check["model"] in profiles.DEFENSES]
     lines += ["", "What fails for the defenses:", ""] if fails else []
     lines += [
         f"- {wording.model_name(check['model'])}, {check['name']}: {check['meaning']}" for check in fails

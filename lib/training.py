@@ -78,21 +78,24 @@ def images_ahead(parameters, table):
     return int(parameters["epochs"] * (len(own) * in_every_fold + once + len(sources)))
 
 
-def seconds_an_image(image_size, batch_size, precision):
-    """How long plain training takes for one image on this machine, from the last of three batches."""
+def seconds_ahead(parameters, split):
+    """How long the trainings of a study take on this machine: `images_ahead`, timed on the last of three batches.
+
+    parameters: of the study, all; split: path of its split.csv.
+    """
+    images = images_ahead(parameters, data.load_split(split))
+    size, shown = parameters["image_size"], parameters["batch_size"]
     model = models.build("none").to(device(), memory_format=torch.channels_last).train()
-    labels = torch.arange(batch_size, device=device()) % 2
+    labels = torch.arange(shown, device=device()) % 2
     for _ in range(3):
         started = time.monotonic()
-        images = torch.rand(batch_size, 3, image_size, image_size).to(
-            device(), memory_format=torch.channels_last
-        )
-        with in_precision(training_dtype(precision)):
-            logits = model(images)
+        batch = torch.rand(shown, 3, size, size).to(device(), memory_format=torch.channels_last)
+        with in_precision(training_dtype(parameters["precision"])):
+            logits = model(batch)
         loss = cross_entropy(logits.float(), labels)
         loss.backward()
         loss.item()  # waits for a GPU
-    return (time.monotonic() - started) / batch_size
+    return images * (time.monotonic() - started) / shown
 
 
 def augment(pixels, generator):

@@ -227,6 +227,7 @@ def test_pgd_by_steps_counts_images_and_gradients_and_is_kept(run, monkeypatch):
     settings = [(1, 0, 1.0), (3, 1, 0.5)]
     found = robustness.pgd_by_steps(folder, "defended", images, EPSILONS[1], settings, among=3)
     assert list(found.columns) == checks.AUDIT and (found["n"] == 3).all()
+    assert found["steps"].dtype == found["restarts"].dtype == int
     assert found[["steps", "restarts", "step_size"]].to_numpy().tolist() == [
         [0, 0, 0],
         [1, 0, 1],
@@ -328,7 +329,6 @@ def test_each_attack_name_is_explained():
     assert set(whole["name"]) == set(attacks.DESCRIPTIONS)
     assert whole.set_index("name").loc["square", ["queries", "epsilons"]].tolist() == [23, "8/255"]
     assert set(table["name"]) == {"none", *robustness.ATTACKS, "worst_case"} <= set(attacks.DESCRIPTIONS)
-    assert whole["queries"].iloc[-1] == whole["queries"].iloc[:-1].sum()
     assert table.set_index("name").loc["pgd", ["steps", "step_size"]].tolist() == [10, "0.25 epsilon"]
 
 

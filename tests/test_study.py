@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,7 +203,7 @@ def test_a_report_names_all_versions_that_its_stages_ran_with():
     assert study._versions(stages) == {"torch": "2.9.0 and 2.10.0", "numpy": "2.4"}
 
 
-def test_the_time_of_all_trainings_is_foretold_from_what_they_show(smoke, tmp_path, monkeypatch, capsys):
+def test_the_time_of_all_trainings_is_foretold_from_what_they_show(smoke, tmp_path, capsys):
     home, printed = smoke
     assert "all trainings together" not in printed, "seconds are no news"
     folder = home / "runs" / "smoke"
@@ -215,11 +216,14 @@ def test_the_time_of_all_trainings_is_foretold_from_what_they_show(smoke, tmp_pa
     parameters, split = profiles.load("smoke"), data.load_split(home / "reports" / "smoke" / "split.csv.gz")
     assert training.images_ahead(parameters, split) == shown
 
-    monkeypatch.setattr(study, "LONG", 0)
-    monkeypatch.setattr(training, "seconds_an_image", lambda *_: 3600 / shown)
     split.to_csv(tmp_path / "split.csv", index=False)
+    shutil.copy(folder / "dataset.json", tmp_path)
+    study._foretell(parameters | {"epochs": 10_000, "precision": "float23"}, tmp_path)
     study._foretell(parameters, tmp_path)
-    assert "all trainings together take about 60 minutes" in capsys.readouterr().out
+    assert capsys.readouterr().out == "", "the notebook says what is wrong; seconds are no news"
+    study._foretell(parameters | {"epochs": 10_000_000}, tmp_path)
+    (hours,) = re.findall(r"all trainings together take about ([\d.]+) hours", capsys.readouterr().out)
+    assert float(hours) > 1
 
 
 def test_makefile_and_runner_agree_on_the_environment():

@@ -106,8 +106,9 @@ def test_what_noise_certifies_is_a_share_of_the_images():
 
 
 def test_a_difference_is_in_whole_points_but_for_one_that_would_vanish():
-    assert [summary._points(each) for each in (-0.275, 0.0, -0.002, 0.0049, 0.3)] == [
+    assert [summary._points(each) for each in (-0.275, 0.0, -0.0002, -0.002, 0.005, 0.3)] == [
         "-28",
+        "+0",
         "+0",
         "-0.2",
         "+0.5",

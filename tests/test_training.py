@@ -390,11 +390,6 @@ def test_an_augmentation_is_what_its_name_says_and_changes_a_training(name, opti
     assert (losses[0] == losses[1]) == (name == "plain")
 
 
-def test_larger_images_take_longer():
-    small, large = (training.seconds_an_image(size, 2, "float32") for size in (32, 128))
-    assert 0 < small < large
-
-
 def test_precision_is_what_was_asked_for():
     assert training.training_dtype("float32") == torch.float32
     assert training.training_dtype("bfloat16") == torch.bfloat16
