@@ -2,8 +2,7 @@
 
 import pandas as pd
 
-from lib import evaluation
-from lib.evaluation import CASCADE, TESTED, tested_rows
+from lib.evaluation import CASCADE, TESTED, metrics, nearest, tested_rows, worst_case
 from lib.wording import format_epsilon
 
 # PGD at one epsilon with other numbers of steps, on some test images: a row for each model and setting. steps 0 is the clean image.
@@ -38,7 +37,7 @@ def verdicts(predictions, audit=(), train_epsilon=4 / 255):
                     (float(v), f"{at}, {where}")
                     for where, right, part in wide
                     if (epsilons := _epsilons(right, "pgd"))
-                    for v, at in measure(right, part, evaluation.nearest(epsilons, train_epsilon))
+                    for v, at in measure(right, part, nearest(epsilons, train_epsilon))
                 ]
             else:
                 values = [
@@ -170,8 +169,8 @@ def _without_gradient(audit):
 
 
 def _worth_in_the_worst_case(right, part, epsilon):
-    worst = evaluation.worst_case(part[part["epsilon"] <= epsilon])
-    rows = evaluation.metrics(worst[worst["epsilon"] == epsilon])
+    worst = worst_case(part[part["epsilon"] <= epsilon])
+    rows = metrics(worst[worst["epsilon"] == epsilon])
     for row in rows[rows["subset"] == "all"].to_dict("records"):
         yield row["balanced_accuracy_low"], f"at {format_epsilon(epsilon)}"
 

@@ -208,7 +208,7 @@ def _in_short(results, rows, split_by, primary_defense):
 
 
 def _candidates(results):
-    """How many recipes of adversarial training, of which which were kept, and augmentations were tried on validation, as a list of one."""
+    """How many recipes of adversarial training and augmentations were tried on validation, with the recipes kept, as a list of one."""
     recipes, augmentations = results["recipes"], {row["augmentation"] for row in results["augmentations"]}
     if not recipes:
         return []
