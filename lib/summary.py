@@ -244,7 +244,7 @@ def _which_defense(results, rows, split_by):
         )
         cells = [
             _value(clean, rate),
-            "" if cost is None else _balanced(cost),
+            "" if cost is None else _points(cost["balanced_difference"]),
             _value(rows.get((model, "random_noise", epsilon)), rate),
             _value(of_others, rate),
             _value(rows.get((model, "fgsm", epsilon)), rate),
@@ -264,7 +264,7 @@ def _which_defense(results, rows, split_by):
         "",
         "## Which defense, at what cost, against whom",
         "",
-        f"Balanced accuracy at {wording.format_epsilon(epsilon)}: unattacked and what the defense costs there; under noise of the attack's "
+        f"Balanced accuracy at {wording.format_epsilon(epsilon)}: unattacked and what the defense costs there (with its interval below); under noise of the attack's "
         "size; against an attacker who has another model only (the one that does most harm); against one step; and against all attacks "
         "that were run, with the sensitivity and specificity that are left then.",
         "",
