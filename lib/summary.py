@@ -244,7 +244,9 @@ def _which_defense(results, rows, split_by):
         )
         cells = [
             _value(clean, rate),
-            "" if cost is None else _points(cost["balanced_difference"]),
+            ""
+            if cost is None or cost["balanced_difference"] is None
+            else _points(cost["balanced_difference"]),
             _value(rows.get((model, "random_noise", epsilon)), rate),
             _value(of_others, rate),
             _value(rows.get((model, "fgsm", epsilon)), rate),
