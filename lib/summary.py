@@ -1,13 +1,11 @@
 """The summary of a run in Markdown: what it found in short, then the tables that say so."""
 
-import json
-import sys
 from collections import Counter
 from statistics import fmean
 
 import pandas as pd
 
-from lib import checks, evaluation, figures, papers, profiles, runs, wording
+from lib import checks, evaluation, figures, papers, profiles, wording
 
 DRAWN_BANNER = "Drawn tissue: these numbers are no medical evidence."
 DRAWN_NOTE = (
@@ -27,46 +25,9 @@ READING = (
     "the main comparisons together, the same in every run: each defense with the baseline and the primary defense with each other, "
     "clean and in the worst case at the epsilon of training; for others it is said to be corrected for all comparisons of the run."
 )
-
-
-def published(names, dataset):
-    """The results of other published reports by name, to show beside; one that stands on other images is left out, and said so.
-
-    dataset: that of this run. Raises FileNotFoundError where there is no such report.
-    """
-    found = {}
-    for name in names:
-        path = runs.home() / "reports" / name / "results.json"
-        if not path.exists():
-            raise FileNotFoundError(
-                f"No published report {name!r} to compare with: run it first, or take it out of compare_with."
-            )
-        results = json.loads(path.read_text("utf-8"))
-        if results["dataset"]["fingerprint"] == dataset["fingerprint"]:
-            found[name] = results
-        else:
-            print(f"not shown beside: {name} stands on other images than this run", file=sys.stderr)
-    return found
-
-
-def tables(names):
-    """The tables of predictions of published reports, in their order."""
-    folders = (runs.home() / "reports" / name for name in names)
-    return [evaluation.read_piece(folder / "predictions.csv.gz") for folder in folders]
-
-
-def trainings(histories):
-    """What each training came to at the epoch that was kept, the one with the least validation loss: a row a model.
-
-    histories: {model: DataFrame of its history}.
-    """
-    rows = []
-    for model, history in histories.items():
-        kept = history.loc[history["validation_loss"].idxmin()]
-        row = {"model": model, "epochs": len(history), "kept": int(kept["epoch"])}
-        names = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-        rows.append(row | {name: float(kept[name]) for name in names})
-    return pd.DataFrame(rows)
+# Parameters that add models, attacks or votes to a run and leave what else is in it as it is.
+ADDED = ("epsilons", "audit_steps", "square_queries", "audit_images", "noise_samples")
+ADDED += ("other_augmentations", "other_sigmas", "other_starts")
 
 
 def write(results, split_by, primary_defense, other=None):
@@ -499,17 +460,22 @@ def _beside(results, other):
 
 
 def _over_seeds(results, other):
-    """How far chance in split and training moves the values: their spread over runs that differ in nothing but the seed."""
+    """How far chance in split and training moves the values: their spread over runs whose models differ in nothing but the seed.
+
+    The worst case is over all attacks of a run: it stands beside others only where all runs have the same ones.
+    """
     runs_by_seed = {}
     for each in (results, *other.values()):
-        if _made(each) | {"seed": 0} == _made(results) | {"seed": 0}:
+        if _trained(each) == _trained(results):
             runs_by_seed.setdefault(each["parameters"].get("seed"), each)
     if len(runs_by_seed) < 2:
         return []
     alike = list(runs_by_seed.values())
     every = [_rows(each, each["parameters"]["split_by"]) for each in alike]
     models, epsilon = _models(every[0]), _reference(results, _epsilons(every[0]))
-    tests = [("none", 0.0), *((attack, epsilon) for attack in ("fgsm", "pgd", "worst_case"))]
+    attacks = {tuple(str(each["parameters"].get(name)) for name in ADDED) for each in alike}
+    attacked = ("fgsm", "pgd", *["worst_case"] * (len(attacks) == 1))
+    tests = [("none", 0.0), *((attack, epsilon) for attack in attacked)]
     shown = [(*test, rate) for rate in ("accuracy", "balanced_accuracy") for test in tests]
     lines = _header("test", *map(wording.model_name, models))
     for attack, at, rate in shown:
@@ -523,7 +489,7 @@ def _over_seeds(results, other):
     seeds = ", ".join(map(str, runs_by_seed))
     return [
         "",
-        f"Over {len(alike)} seeds ({seeds}), all else alike: the mean, and from the least to the most.",
+        f"Over {len(alike)} seeds ({seeds}), models otherwise made alike: the mean, and from the least to the most.",
         "",
         *lines,
     ]
@@ -537,6 +503,13 @@ def _made(results):
         if name not in ("run", "compare_with", "data_root")
     }
     return used | {"precision": results["training_precision"]}
+
+
+def _trained(results):
+    """What the models of a run were made from but for the seed; of the recipes tried, those that were kept."""
+    kept = sorted({row["recipe"] for row in results.get("recipes", []) if row["kept"]})
+    made = {name: value for name, value in _made(results).items() if name not in (*ADDED, "seed")}
+    return made | {"recipes": kept}
 
 
 def _augmentations(results, rows):

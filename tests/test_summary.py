@@ -5,20 +5,20 @@ import json
 import pandas as pd
 import pytest
 
-from lib import evaluation, profiles, runs, summary
+from lib import evaluation, profiles, results, runs, summary
 
 QUICK = runs.ROOT / "reports" / "quick"
 
 
 @pytest.fixture
-def results():
+def quick():
     return json.loads((QUICK / "results.json").read_text())
 
 
-def of(results, model, attack, epsilon=0.0):
+def of(quick, model, attack, epsilon=0.0):
     (row,) = (
         row
-        for row in results["metrics"]
+        for row in quick["metrics"]
         if row["model"] == model
         and row["attack"] == attack
         and row["subset"] == "all"
@@ -29,13 +29,13 @@ def of(results, model, attack, epsilon=0.0):
     return row
 
 
-def test_it_says_in_short_what_the_tables_hold(results):
-    text = summary.write(results, "case", "adversarial_training")
+def test_it_says_in_short_what_the_tables_hold(quick):
+    text = summary.write(quick, "case", "adversarial_training")
     short = text.split("## In short")[1].split("## ")[0]
-    defended = of(results, "adversarial_training", "worst_case", 4 / 255)
+    defended = of(quick, "adversarial_training", "worst_case", 4 / 255)
     (difference,) = (
         row
-        for row in results["comparisons"]
+        for row in quick["comparisons"]
         if (row["model_a"], row["model_b"]) == ("adversarial_training", "baseline")
         and row["attack"] == "worst_case"
         and row["split_by"] == "case"
@@ -47,9 +47,9 @@ def test_it_says_in_short_what_the_tables_hold(results):
     assert f"{defended['accuracy']:.2f} [{defended['accuracy_low']:.2f}, " in line
     assert f"{100 * difference['difference']:+.0f} points [{100 * difference['low']:+.0f}, " in line
     assert f"p = {difference['p_value']:.2g} (corrected {difference['p_main']:.2g})" in line
-    assert f"{of(results, 'baseline', 'none')['accuracy']:.2f} [" in short
+    assert f"{of(quick, 'baseline', 'none')['accuracy']:.2f} [" in short
     networks = ("baseline", *profiles.DEFENSES)
-    most = max(of(results, model, "pgd", 8 / 255)["accuracy"] for model in networks)
+    most = max(of(quick, model, "pgd", 8 / 255)["accuracy"] for model in networks)
     assert f"Under PGD at 8/255 no model keeps more than {most:.2f}" in short, "64/255 turns everything"
     assert text == (QUICK / "summary.md").read_text("utf-8")
     assert text.startswith(f"# {summary.DRAWN_BANNER}") and "nan" not in text.lower().split()
@@ -57,19 +57,19 @@ def test_it_says_in_short_what_the_tables_hold(results):
     assert "tried on validation: 1 recipe (fgsm) and 1 augmentation)" in line
 
 
-def test_one_table_says_which_defense_at_what_cost_against_whom(results):
-    text = summary.write(results, "case", "adversarial_training")
+def test_one_table_says_which_defense_at_what_cost_against_whom(quick):
+    text = summary.write(quick, "case", "adversarial_training")
     section = text.split("## Which defense, at what cost, against whom")[1].split("## ")[0]
-    defended = of(results, "adversarial_training", "worst_case", 4 / 255)
+    defended = of(quick, "adversarial_training", "worst_case", 4 / 255)
     (line,) = (line for line in section.splitlines() if line.startswith("| adversarial training | "))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    clean = of(results, "adversarial_training", "none")
-    rates = [clean["balanced_accuracy"], of(results, "baseline", "none")["balanced_accuracy"]]
+    clean = of(quick, "adversarial_training", "none")
+    rates = [clean["balanced_accuracy"], of(quick, "baseline", "none")["balanced_accuracy"]]
     assert cells[1].startswith(f"{rates[0]:.2f} [")
     assert cells[2] == summary._points(rates[0] - rates[1])
     transfers = [
         row["balanced_accuracy"]
-        for row in results["metrics"]
+        for row in quick["metrics"]
         if (row["model"], row["attack"], row["subset"]) == ("adversarial_training", "transfer_fgsm", "all")
         and abs(row["epsilon"] - 4 / 255) < 1e-6
     ]
@@ -80,14 +80,14 @@ def test_one_table_says_which_defense_at_what_cost_against_whom(results):
     assert section.count("| adversarial training against ") == 2 * len(profiles.DEFENSES)
 
 
-def test_candidates_and_what_fails_are_said(results):
-    results["recipes"] = [
+def test_candidates_and_what_fails_are_said(quick):
+    quick["recipes"] = [
         {"recipe": recipe, "kept": recipe == "pgd", "fold": fold}
         for fold in (0, 1)
         for recipe in ("fgsm", "pgd")
     ]
-    results["checks"][0] |= {"model": "merged_fgsm", "verdict": "fails", "name": "a check", "meaning": "It."}
-    text = summary.write(results, "case", "adversarial_training")
+    quick["checks"][0] |= {"model": "merged_fgsm", "verdict": "fails", "name": "a check", "meaning": "It."}
+    text = summary.write(quick, "case", "adversarial_training")
     assert "2 recipes (fgsm kept in 0 of 2 folds, pgd kept in 2 of 2 folds) and 1 augmentation)" in text
     assert "- merged FGSM, a check: It." in text.split("What fails for the defenses:")[1]
 
@@ -115,75 +115,70 @@ def test_a_difference_is_in_whole_points_but_for_one_that_would_vanish():
     ]
 
 
-def test_a_worst_case_that_is_not_pgd_has_its_own_lines(results):
-    for row in results["metrics"]:
+def test_a_worst_case_that_is_not_pgd_has_its_own_lines(quick):
+    for row in quick["metrics"]:
         if row["attack"] == "worst_case" and row["subset"] == "all" and row["split_by"] == "case":
-            row["accuracy"] = of(results, row["model"], "pgd", row["epsilon"])["accuracy"]
-    assert "\n| worst case" not in summary.write(results, "case", "adversarial_training")
-    of(results, "baseline", "worst_case", 4 / 255)["accuracy"] = 0.01
-    assert "| worst case 4/255 | 0.01" in summary.write(results, "case", "adversarial_training")
+            row["accuracy"] = of(quick, row["model"], "pgd", row["epsilon"])["accuracy"]
+    assert "\n| worst case" not in summary.write(quick, "case", "adversarial_training")
+    of(quick, "baseline", "worst_case", 4 / 255)["accuracy"] = 0.01
+    assert "| worst case 4/255 | 0.01" in summary.write(quick, "case", "adversarial_training")
 
 
-def test_other_seeds_and_the_other_split_stand_beside(results):
-    clean = of(results, "baseline", "none")
-    alone = summary.write(results, "case", "adversarial_training")
+def test_other_seeds_and_the_other_split_stand_beside(quick):
+    clean = of(quick, "baseline", "none")
+    alone = summary.write(quick, "case", "adversarial_training")
     assert (
         "| color only | " in alone.split("| leakage |")[1]
         and "| baseline | " not in alone.split("leakage")[1].split("##")[0]
     )
-    seed = results | {
+    seed = quick | {
         "metrics": [dict(clean, seed=1, accuracy=0.123)],
-        "parameters": results["parameters"] | {"run": "second", "seed": 1},
+        "parameters": quick["parameters"] | {"run": "second", "seed": 1},
     }
-    both = summary.write(results, "case", "adversarial_training", {"second": seed})
+    both = summary.write(quick, "case", "adversarial_training", {"second": seed})
     assert "1. quick, this one\n2. second: seed 1\n" in both
     assert f"| clean | {clean['accuracy']:.2f}, 0.12 | " in both.split("Beside other runs")[1]
     spread = f"{(clean['accuracy'] + 0.123) / 2:.2f} (0.12 to {clean['accuracy']:.2f})"
-    assert f"| clean | {spread} | " in both.split("Over 2 seeds (0, 1), all else alike")[1]
-    again = summary.write(results, "case", "adversarial_training", {"second": seed, "again": seed})
-    assert "Over 2 seeds (0, 1), all else alike" in again, "a seed counts once"
+    assert f"| clean | {spread} | " in both.split("Over 2 seeds (0, 1), models otherwise made alike")[1]
+    again = summary.write(quick, "case", "adversarial_training", {"second": seed, "again": seed})
+    assert "Over 2 seeds (0, 1), models otherwise made alike" in again, "a seed counts once"
+    spread_alone = both.split("otherwise made alike")[1].split("## ")[0]
+    assert "| worst case 4/255 |" in spread_alone
+    fewer = {"epsilons": [4], "square_queries": 0}
+    fewer = seed | {"parameters": seed["parameters"] | fewer}
+    told = summary.write(quick, "case", "adversarial_training", {"fewer": fewer})
+    told = told.split("otherwise made alike")[1].split("## ")[0]
+    assert "| worst case" not in told and f"| clean | {spread} | " in told, "other attacks, the same models"
+    other_recipe = [row | {"recipe": "pgd"} for row in quick["recipes"]]
+    told = summary.write(quick, "case", "adversarial_training", {"pgd": seed | {"recipes": other_recipe}})
+    assert "otherwise made alike" not in told
     longer = seed | {"parameters": seed["parameters"] | {"epochs": 9}}
-    assert "all else alike" not in summary.write(results, "case", "adversarial_training", {"longer": longer})
-    color = of(results, "color_only", "none")
-    by_image = results | {
+    assert "otherwise made alike" not in summary.write(quick, "case", "adversarial_training", {"longer": longer})
+    color = of(quick, "color_only", "none")
+    by_image = quick | {
         "metrics": [
             dict(clean, split_by="image", balanced_accuracy=0.999, balanced_accuracy_low=None),
             dict(color, accuracy=0.456),  # of its own split, which that run shows too
         ],
-        "parameters": results["parameters"] | {"run": "by_image", "split_by": "image"},
+        "parameters": quick["parameters"] | {"run": "by_image", "split_by": "image"},
     }
     table = evaluation.read_piece(QUICK / "predictions.csv.gz")
     tables = [table, table[table["model"] == "baseline"].assign(split_by="image")]
-    results["leakage"] = evaluation.records(evaluation.leakage(tables))
-    both = summary.write(results, "case", "adversarial_training", {"by_image": by_image})
+    quick["leakage"] = evaluation.records(evaluation.leakage(tables))
+    both = summary.write(quick, "case", "adversarial_training", {"by_image": by_image})
     beside = both.split("Beside other runs")[1].split("## ")[0]
     assert f"| clean | {clean['accuracy']:.2f}, {clean['accuracy']:.2f} | " in beside and "0.46" not in beside
     assert f"| 1.00 | {clean['balanced_accuracy']:.2f} [" in both
     assert "] | +0 points [+0, +0] |" in both  # from the same predictions by either split
 
 
-def test_a_report_to_compare_with_must_be_there_and_stand_on_the_same_images(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("STUDY_HOME", str(tmp_path))
-    here = {"fingerprint": "1"}
-    assert summary.published([], here) == {}
-    with pytest.raises(FileNotFoundError, match="No published report 'other' to compare with: run it first"):
-        summary.published(["other"], here)
-    folder = tmp_path / "reports" / "other"
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps({"dataset": here}))
-    assert list(summary.published(["other"], here)) == ["other"]
-    assert capsys.readouterr().err == ""
-    assert summary.published(["other"], {"fingerprint": "2"}) == {}
-    assert "other stands on other images" in capsys.readouterr().err
-
-
-def test_a_training_is_told_by_the_epoch_that_was_kept(results):
+def test_a_training_is_told_by_the_epoch_that_was_kept(quick):
     columns = ("epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
     histories = {
         "baseline": pd.DataFrame([(1, 0.9, 0.5, 0.8, 0.6), (2, 0.3, 0.9, 0.4, 0.81)], columns=columns),
         "start_none": pd.DataFrame([(1, 0.9, 0.5, 0.7, 0.62), (2, 0.1, 1.0, 2.0, 0.7)], columns=columns),
     }
-    results["trainings"] = evaluation.records(summary.trainings(histories))
-    told = summary.write(results, "case", "adversarial_training").split("## Training")[1].split("##")[0]
+    quick["trainings"] = evaluation.records(results.trainings(histories))
+    told = summary.write(quick, "case", "adversarial_training").split("## Training")[1].split("##")[0]
     assert "| baseline | 2 | 2 | 0.30 | 0.90 | 0.40 | 0.81 |\n" in told
     assert "| start_none | 2 | 1 | 0.90 | 0.50 | 0.70 | 0.62 |\n" in told

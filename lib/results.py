@@ -1,0 +1,77 @@
+"""What a run records: every part of `results.json` that follows from its tables, and the results of other runs beside it."""
+
+import json
+import sys
+
+import pandas as pd
+
+from lib import audit, checks, data, evaluation, papers, runs
+
+
+def statistics(table, split, used, dataset, audited, beside=()):
+    """All that follows from the tables of a run, as `results.json` has it, {part: DataFrame or list of rows}.
+
+    table: the predictions; split: the rows of split.csv at the run's magnifications; used: the run's parameters; dataset: what
+    `runs.dataset` says of it; audited: the rows of audit.csv; beside: tables of predictions of other runs, for the leakage.
+    """
+    everything, epsilon = evaluation.with_worst_case(table), used["train_epsilon"] / 255
+    metrics, counts = evaluation.metrics(everything), data.split_counts(split)
+    return {
+        "split": counts,
+        "metrics": metrics,
+        "comparisons": evaluation.comparisons(everything, used["primary_defense"], epsilon),
+        "leakage": evaluation.leakage([table, *beside]),
+        "smallest_epsilons": audit.smallest_epsilons(metrics),
+        "distances": audit.distances(table),
+        "reliability": audit.reliability(table),
+        "checks": checks.verdicts(table, audited, epsilon),
+        "papers": [] if dataset["synthetic"] else papers.records(table, counts, used),
+    }
+
+
+def plain(parts):
+    """Tables as lists of rows for JSON; all else as it is."""
+    return {
+        name: evaluation.records(part) if isinstance(part, pd.DataFrame) else part
+        for name, part in parts.items()
+    }
+
+
+def published(names, dataset):
+    """The results of other published reports by name, to show beside; one that stands on other images is left out, and said so.
+
+    dataset: that of this run. Raises FileNotFoundError where there is no such report.
+    """
+    found = {}
+    for name in names:
+        path = runs.home() / "reports" / name / "results.json"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"No published report {name!r} to compare with: run it first, or take it out of compare_with."
+            )
+        results = json.loads(path.read_text("utf-8"))
+        if results["dataset"]["fingerprint"] == dataset["fingerprint"]:
+            found[name] = results
+        else:
+            print(f"not shown beside: {name} stands on other images than this run", file=sys.stderr)
+    return found
+
+
+def tables(names):
+    """The tables of predictions of published reports, in their order."""
+    folders = (runs.home() / "reports" / name for name in names)
+    return [evaluation.read_piece(folder / "predictions.csv.gz") for folder in folders]
+
+
+def trainings(histories):
+    """What each training came to at the epoch that was kept, the one with the least validation loss: a row a model.
+
+    histories: {model: DataFrame of its history}.
+    """
+    rows = []
+    for model, history in histories.items():
+        kept = history.loc[history["validation_loss"].idxmin()]
+        row = {"model": model, "epochs": len(history), "kept": int(kept["epoch"])}
+        names = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+        rows.append(row | {name: float(kept[name]) for name in names})
+    return pd.DataFrame(rows)
