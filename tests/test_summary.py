@@ -153,7 +153,9 @@ def test_other_seeds_and_the_other_split_stand_beside(quick):
     told = summary.write(quick, "case", "adversarial_training", {"pgd": seed | {"recipes": other_recipe}})
     assert "otherwise made alike" not in told
     longer = seed | {"parameters": seed["parameters"] | {"epochs": 9}}
-    assert "otherwise made alike" not in summary.write(quick, "case", "adversarial_training", {"longer": longer})
+    assert "otherwise made alike" not in summary.write(
+        quick, "case", "adversarial_training", {"longer": longer}
+    )
     color = of(quick, "color_only", "none")
     by_image = quick | {
         "metrics": [
