@@ -9,7 +9,7 @@ import tomllib
 import pytest
 import yaml
 
-from lib import data, evaluation, report, results, runs
+from lib import data, evaluation, profiles, report, results, runs, wording
 
 REPORTS = sorted(path.parent for path in (runs.ROOT / "reports").glob("*/results.json"))
 ASKED_FOR = {
@@ -100,3 +100,26 @@ def test_a_committed_report_is_small_and_shows_no_real_tissue(folder):
     assert sum(path.stat().st_size for path in files) < 3e6
     assert report.tissue_leaks(folder, files) == []
     assert "nan" not in (folder / "summary.md").read_text().lower().split()
+
+
+def test_the_table_of_the_readme_is_what_the_reports_say():
+    """Balanced accuracy, clean and in the worst case at 4/255, split by image and by case; null where nothing was attacked."""
+    columns = [
+        (name, attack)
+        for name in ("breakhis_folds_image", "breakhis_folds")
+        for attack in (("none", 0.0), ("worst_case", 4 / 255))
+    ]
+    values = {}
+    for name in dict(columns):
+        recorded = json.loads((runs.ROOT / "reports" / name / "results.json").read_text())
+        for row in recorded["metrics"]:
+            if row["subset"] == "all" and row["split_by"] == recorded["parameters"]["split_by"]:
+                at = (row["attack"], 4 / 255 if abs(row["epsilon"] - 4 / 255) < 1e-4 else row["epsilon"])
+                rate = "balanced_accuracy"
+                told = f"{row[rate]:.2f} [{row[f'{rate}_low']:.2f}, {row[f'{rate}_high']:.2f}]"
+                values[row["model"], (name, at)] = told
+    readme = (runs.ROOT / "README.md").read_text()
+    for model in ("baseline", *profiles.DEFENSES, "color_only"):
+        cells = [values.get((model, column), "") for column in columns]
+        line = re.sub(" +", " ", f"| {wording.model_name(model)} | {' | '.join(cells)} |")
+        assert line in readme
