@@ -2,6 +2,7 @@
 
 A table has one row per image; everything about an image is read from its file name
 (Spanhol et al. 2016): SOB_B_TA-14-4659-40-001.png is biopsy procedure, class, subtype, year, slide, magnification, number.
+Images of another source stand in a list beside them, images.csv.
 """
 
 import hashlib
@@ -15,11 +16,12 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from lib import runs
 
+DATABASE = "BreaKHis"  # as a run on its images is called
 CLASSES = ("benign", "malignant")
 SUBTYPES = {
     "A": "adenosis",
@@ -37,6 +39,8 @@ FIELD_OF_VIEW = (700, 460)  # width and height in pixels of an image as publishe
 # Of the sample's 922 images at 100X and 200X, pairs within a case differ in 4 bits or more, pairs across cases in 16 or more.
 NEAR = 10
 SMALLEST_IMAGE = 32  # pixels; DenseNet-121 halves the size five times
+LIST = "images.csv"  # what is known about images that are not named as BreaKHis names them
+LISTED = ("path", "label", "case", "magnification")
 FILE_NAME = re.compile(
     r"SOB_(?P<letter>[BM])_(?P<subtype>A|F|PT|TA|DC|LC|MC|PC)-(?P<year>\d+)-(?P<slide>\d+)(?P<part>[A-Z]*)"
     r"-(?P<magnification>40|100|200|400)-(?P<number>\d+)\.png"
@@ -76,25 +80,22 @@ def parse_name(name):
 def index_images(root, skip_bad_files=False):
     """One row per image below `root` (BreaKHis_v1, its parent, or any folder that holds such files), sorted by name.
 
+    With a file `images.csv` in the folder, the images are those of its rows: path (from the folder), label (benign or malignant),
+    case, magnification and, if there, subtype.
     Columns: image, path, label, subtype, patient, case, magnification, sha256 (of the file's bytes).
-    Raises FileNotFoundError without images, ValueError for a name that breaks the pattern or is there twice;
-    with `skip_bad_files` badly named files are left out, and said.
+    Raises FileNotFoundError without images, ValueError for a name that breaks the pattern, a row that cannot be meant, or an image
+    that is there twice; with `skip_bad_files` bad files and rows are left out, and said.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder: give the folder that holds BreaKHis_v1.")
-    rows, bad = [], []
-    for path in sorted(root.rglob("*.png")):
-        try:
-            rows.append(parse_name(path.name) | {"path": str(path.resolve())})
-        except ValueError as error:
-            bad.append(str(error))
+    rows, bad = _listed(root) if is_listed(root) else _named(root)
     if bad:
-        _refuse(bad, "badly named", skip_bad_files)
+        _refuse(bad, "bad", skip_bad_files)
     if not rows:
         raise FileNotFoundError(
             f"No BreaKHis images under {root}: expected .../SOB_B_A-14-22549AB-100-001.png. Give the folder that holds BreaKHis_v1 "
-            "(linked folders below it are not looked into)."
+            f"(linked folders below it are not looked into), or list your own images in {root / LIST}."
         )
     index = pd.DataFrame(rows).sort_values("image", ignore_index=True)
     twice = index["image"][index["image"].duplicated()].unique()
@@ -107,6 +108,52 @@ def index_images(root, skip_bad_files=False):
         for path in tqdm(index["path"], desc="reading", unit="image", delay=10)
     ]
     return index
+
+
+def is_listed(root):
+    """Whether a folder holds other images than BreaKHis's, listed in images.csv."""
+    return (Path(root).expanduser() / LIST).is_file()
+
+
+def _named(root):
+    """The images of a folder by their names: rows, and what is wrong with the others."""
+    rows, bad = [], []
+    for path in sorted(root.rglob("*.png")):
+        try:
+            rows.append(parse_name(path.name) | {"path": str(path.resolve())})
+        except ValueError as error:
+            bad.append(str(error))
+    return rows, bad
+
+
+def _listed(root):
+    """The images of a folder by its list: rows, and what is wrong with the others."""
+    listed = pd.read_csv(root / LIST, dtype=str, keep_default_na=False, skipinitialspace=True)
+    if lacks := [name for name in LISTED if name not in listed]:
+        raise ValueError(f"{root / LIST} lacks the columns {', '.join(lacks)}: give {', '.join(LISTED)}.")
+    rows, bad = [], []
+    for number, row in enumerate(listed.to_dict("records"), 2):
+        path = root / row["path"]
+        if problem := _problem(row, path):
+            bad.append(f"line {number} of {LIST}: {problem}")
+            continue
+        known = {name: row[name] for name in ("label", "case")}
+        known |= {"magnification": int(row["magnification"]), "subtype": row.get("subtype", "")}
+        rows.append(known | {"image": row["path"], "patient": row["case"], "path": str(path.resolve())})
+    return rows, bad
+
+
+def _problem(row, path):
+    """What is wrong with a row of a list, in words; None where nothing is."""
+    if row["label"] not in CLASSES:
+        return f"label {row['label']!r} is neither {' nor '.join(CLASSES)}"
+    if not row["case"]:
+        return "no case; images of one patient must share one, or the split leaks"
+    if not row["magnification"].isdecimal():
+        return f"magnification {row['magnification']!r} is no whole number, such as 100"
+    if not path.is_file():
+        return f"no file {path}"
+    return None
 
 
 def _refuse(messages, what, skip):
@@ -127,17 +174,16 @@ def fingerprint(index):
 
 
 def select(index, magnifications=(), subtypes=()):
-    """The rows of these magnifications and subtype codes (all where empty), renumbered.
+    """The rows of these magnifications and subtypes (all where empty; of BreaKHis their codes), renumbered.
 
-    Raises ValueError for unknown ones, and where a class would be missing.
+    Raises ValueError for ones that neither BreaKHis nor the index knows, and where a class would be missing.
     """
     magnifications, subtypes = runs.as_list(magnifications), runs.as_list(subtypes)
-    unknown = [m for m in magnifications if m not in MAGNIFICATIONS] + [
-        s for s in subtypes if s not in SUBTYPES
-    ]
+    known = {*MAGNIFICATIONS, *index["magnification"]}, {*SUBTYPES, *index["subtype"]}
+    unknown = [m for m in magnifications if m not in known[0]] + [s for s in subtypes if s not in known[1]]
     if unknown:
         raise ValueError(
-            f"Unknown magnification or subtype {unknown}: magnifications are {list(MAGNIFICATIONS)}, subtypes {list(SUBTYPES)}."
+            f"Unknown magnification or subtype {unknown}: magnifications are {sorted(known[0])}, subtypes {sorted(known[1])}."
         )
     rows = index
     if len(magnifications):
@@ -404,13 +450,15 @@ def labels_of(table):
 def decode(path, image_size):
     """One image as uint8 (image_size, width, 3), width keeping the published 700 x 460 field of view.
 
-    Some copies hold the field of view squeezed to another shape; resizing to one shape undoes that.
+    Some copies of BreaKHis hold it squeezed to another shape; resizing to one shape undoes that. Images of another source are cut
+    to that shape around their center first.
     Raises ValueError, naming the file, where it is no image or ends early.
     """
     size = (field_width(image_size), image_size)
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+            shape = Image.Image.resize if FILE_NAME.fullmatch(Path(path).name) else ImageOps.fit
+            return np.asarray(shape(image.convert("RGB"), size, Image.Resampling.LANCZOS))
     except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
         raise ValueError(f"{path}: not a readable image ({error})") from error
 

@@ -25,7 +25,7 @@ def statistics(table, split, used, dataset, audited, beside=()):
         "distances": audit.distances(table),
         "reliability": audit.reliability(table),
         "checks": checks.verdicts(table, audited, epsilon),
-        "papers": [] if dataset["synthetic"] else papers.records(table, counts, used),
+        "papers": papers.records(table, counts, used) if dataset["name"] == data.DATABASE else [],
     }
 
 

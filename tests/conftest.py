@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+from PIL import Image
 
-from lib import runs, synthetic
+from lib import data, runs, synthetic
 
 BREAKHIS = Path(os.environ.get("BREAKHIS_ROOT", runs.ROOT.parent / "shared" / "breakhis"))
 
@@ -64,6 +65,20 @@ def drawn(tmp_path_factory):
     return synthetic.draw_tree(
         tmp_path_factory.mktemp("drawn") / "tree", cases=20, images_per_case=1, magnifications=(100,)
     )
+
+
+@pytest.fixture
+def own(drawn, tmp_path):
+    """A folder of images named in another way, as square JPEG tiles, and their list."""
+    rows = []
+    for number, row in enumerate(data.index_images(drawn).itertuples()):
+        path = tmp_path / "slides" / f"{row.label[0]}{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        with Image.open(row.path) as image:
+            image.crop((120, 0, 580, 460)).save(path)
+        rows.append((f"slides/{path.name}", row.label, f"patient {number // 2}", 250))
+    pd.DataFrame(rows, columns=data.LISTED).to_csv(tmp_path / data.LIST, index=False)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -101,6 +101,42 @@ def test_one_image_in_two_places_is_refused(drawn, tmp_path):
         data.index_images(tree)
 
 
+def test_images_of_another_source_stand_in_a_list(own, tmp_path):
+    index = data.index_images(own)
+    assert len(index) == 20 and index["case"].nunique() == 10
+    assert index["label"].value_counts().to_dict() == {"benign": 10, "malignant": 10}
+    assert len(data.select(index, magnifications=[250])) == 20
+    pixels, table = data.load_pixels(index, 64, cache=tmp_path / "cache")
+    with Image.open(table["path"][0]) as image:  # 460 x 460: 302 of the rows remain, no pixel is squeezed
+        whole = image.resize((97, 64))
+        cut = image.crop((0, 79, 460, 381)).resize((97, 64), Image.Resampling.LANCZOS)
+    distances = [np.abs(pixels[0].astype(int) - np.asarray(other)).mean() for other in (cut, whole)]
+    assert distances[0] < 2 and distances[1] > 5
+    table = data.make_splits(index, split_by="image")
+    assert data.cases_on_two_sides(table[table["split_by"] == "image"])
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("label", "Malignant?", "line 3 of images.csv: label 'Malignant\\?' is neither benign nor malignant"),
+        ("path", "nowhere.jpg", "line 3 of images.csv: no file .*nowhere.jpg"),
+        ("magnification", "10x", "line 3 of images.csv: magnification '10x' is no whole number"),
+        ("case", "", "line 3 of images.csv: no case; images of one patient must share one"),
+    ],
+)
+def test_a_row_that_cannot_be_meant_is_named_and_left_out_only_when_asked(own, column, value, said):
+    listed = pd.read_csv(own / data.LIST, dtype=str)
+    listed.loc[1, column] = value
+    listed.to_csv(own / data.LIST, index=False)
+    with pytest.raises(ValueError, match=said):
+        data.index_images(own)
+    assert len(data.index_images(own, skip_bad_files=True)) == 19
+    listed.drop(columns="case").to_csv(own / data.LIST, index=False)
+    with pytest.raises(ValueError, match=r"images\.csv lacks the columns case: give path, label, case"):
+        data.index_images(own)
+
+
 def test_a_missing_class_says_what_is_there(published):
     with pytest.raises(ValueError, match="No malignant"):
         data.select(published, subtypes=["A"])

@@ -155,6 +155,17 @@ def test_the_official_folds_can_be_chosen(drawn, tmp_path, monkeypatch):
     assert sorted(tested["image"]) == sorted(index["image"])
 
 
+def test_own_images_are_studied_and_not_taken_for_the_database(own, tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_HOME", str(tmp_path))
+    asked = {"data_root": str(own), "magnifications": [], "pretrained": "none", "allow_incomplete": False}
+    parameters = _own(NOTEBOOKS[0], profiles.load("smoke") | asked | {"other_starts": []})
+    papermill.execute_notebook(NOTEBOOKS[0], None, parameters, kernel_name="python3", progress_bar=False)
+    about = runs.dataset("smoke")
+    assert about["name"] == own.name and not about["synthetic"] and about["magnifications"] == [250]
+    table = data.load_split(tmp_path / "runs" / "smoke" / "split.csv")
+    assert table.groupby("split_by")["image"].nunique().to_dict() == {"case": 20, "image": 20}
+
+
 @pytest.fixture(scope="module")
 def under_nbval(tmp_path_factory):
     """The home folder of all notebooks run in the smoke profile by nbval, and what pytest said."""
