@@ -118,7 +118,9 @@ def resolve(profile, data_root, settings, stages):
     if not re.fullmatch(r"\w[\w.-]*", run):
         raise ParameterError(f"run {run!r} must be a plain folder name")
     if folder not in NO_FOLDER and not Path(folder).is_dir():
-        raise ParameterError(f"data_root {folder} is not a folder: give the one that holds BreaKHis_v1")
+        raise ParameterError(
+            f"data_root {folder} is not a folder: give the one that holds BreaKHis_v1, or your images and their images.csv"
+        )
     for other in parameters.get("compare_with", []):
         if not (runs.home() / "reports" / other / "results.json").is_file():
             raise ParameterError(
