@@ -466,7 +466,7 @@ def _over_seeds(results, other):
     """
     runs_by_seed = {}
     for each in (results, *other.values()):
-        if _trained(each) == _trained(results):
+        if _made_alike(each, results):
             runs_by_seed.setdefault(each["parameters"].get("seed"), each)
     if len(runs_by_seed) < 2:
         return []
@@ -505,11 +505,15 @@ def _made(results):
     return used | {"precision": results["training_precision"]}
 
 
-def _trained(results):
-    """What the models of a run were made from but for the seed; of the recipes tried, those that were kept."""
-    kept = sorted({row["recipe"] for row in results.get("recipes", []) if row["kept"]})
-    made = {name: value for name, value in _made(results).items() if name not in (*ADDED, "seed")}
-    return made | {"recipes": kept}
+def _made_alike(one, two):
+    """Whether the models of two runs differ in the seed at most; of the recipes tried, those count that were kept."""
+    left, right = (
+        {name: value for name, value in _made(each).items() if name not in (*ADDED, "recipes", "seed")}
+        for each in (one, two)
+    )
+    tried = [each["parameters"].get("recipes") for each in (one, two)]
+    kept = [{row["recipe"] for row in each.get("recipes", []) if row["kept"]} for each in (one, two)]
+    return left == right and (tried[0] == tried[1] or kept[0] == kept[1])
 
 
 def _augmentations(results, rows):

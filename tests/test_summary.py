@@ -150,7 +150,8 @@ def test_other_seeds_and_the_other_split_stand_beside(quick):
     told = told.split("otherwise made alike")[1].split("## ")[0]
     assert "| worst case" not in told and f"| clean | {spread} | " in told, "other attacks, the same models"
     other_recipe = [row | {"recipe": "pgd"} for row in quick["recipes"]]
-    told = summary.write(quick, "case", "adversarial_training", {"pgd": seed | {"recipes": other_recipe}})
+    other_recipe = {"recipes": other_recipe, "parameters": seed["parameters"] | {"recipes": ["pgd"]}}
+    told = summary.write(quick, "case", "adversarial_training", {"pgd": seed | other_recipe})
     assert "otherwise made alike" not in told
     longer = seed | {"parameters": seed["parameters"] | {"epochs": 9}}
     assert "otherwise made alike" not in summary.write(
