@@ -128,18 +128,34 @@ def _named(root):
 
 def _listed(root):
     """The images of a folder by its list: rows, and what is wrong with the others."""
-    listed = pd.read_csv(root / LIST, dtype=str, keep_default_na=False, skipinitialspace=True)
+    try:
+        listed = pd.read_csv(
+            root / LIST, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"
+        )
+    except ValueError as error:  # pandas' own errors and those of the encoding are such
+        raise ValueError(
+            f"{root / LIST} is not a table in UTF-8 with commas between the cells: {error}"
+        ) from error
+    listed = listed.rename(columns=str.strip).apply(lambda column: column.str.strip())
     if lacks := [name for name in LISTED if name not in listed]:
-        raise ValueError(f"{root / LIST} lacks the columns {', '.join(lacks)}: give {', '.join(LISTED)}.")
-    rows, bad = [], []
-    for number, row in enumerate(listed.to_dict("records"), 2):
-        path = root / row["path"]
-        if problem := _problem(row, path):
-            bad.append(f"line {number} of {LIST}: {problem}")
+        raise ValueError(
+            f"{root / LIST} lacks the columns {', '.join(lacks)}: its first line must name {','.join(LISTED)}, with commas between."
+        )
+    rows, bad, lines = [], [], {}
+    for line, row in enumerate(listed.to_dict("records"), 2):
+        if not any(row.values()):
             continue
+        path = (root / row["path"]).resolve()
+        problem = _problem(row, path)
+        if not problem and path in lines:
+            problem = f"{row['path']} stands in line {lines[path]} already"
+        if problem:
+            bad.append(f"line {line} of {LIST}: {problem}")
+            continue
+        lines[path] = line
         known = {name: row[name] for name in ("label", "case")}
-        known |= {"magnification": int(row["magnification"]), "subtype": row.get("subtype", "")}
-        rows.append(known | {"image": row["path"], "patient": row["case"], "path": str(path.resolve())})
+        known |= {"magnification": int(float(row["magnification"])), "subtype": row.get("subtype", "")}
+        rows.append(known | {"image": row["path"], "patient": row["case"], "path": str(path)})
     return rows, bad
 
 
@@ -149,7 +165,7 @@ def _problem(row, path):
         return f"label {row['label']!r} is neither {' nor '.join(CLASSES)}"
     if not row["case"]:
         return "no case; images of one patient must share one, or the split leaks"
-    if not row["magnification"].isdecimal():
+    if not re.fullmatch(r"\d+(\.0*)?", row["magnification"]):
         return f"magnification {row['magnification']!r} is no whole number, such as 100"
     if not path.is_file():
         return f"no file {path}"
@@ -168,8 +184,12 @@ def _refuse(messages, what, skip):
 
 
 def fingerprint(index):
-    """A short hash of names and contents: two data sets with one fingerprint are the same."""
-    text = "\n".join(sorted(index["image"] + " " + index["sha256"]))
+    """A short hash of names and contents, and of what a list says: two data sets with one fingerprint are the same."""
+    told = index["image"] + " " + index["sha256"]
+    own = ~index["image"].map(lambda name: FILE_NAME.fullmatch(name) is not None).astype(bool)
+    for name in ("label", "case", "magnification", "subtype"):
+        told = told.where(~own, told + " " + index[name].astype(str))
+    text = "\n".join(sorted(told))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -194,7 +214,7 @@ def select(index, magnifications=(), subtypes=()):
     if missing:
         raise ValueError(
             f"No {' and no '.join(missing)} image at magnifications {list(magnifications) or 'all'} with subtypes "
-            f"{list(subtypes) or 'all'}: both classes are needed. The folder holds {_counts(index)}."
+            f"{list(subtypes) or 'all'}: both classes are needed. The folder holds {_counts(index)} (starting weights such as 200X ask for images of theirs)."
         )
     return rows.reset_index(drop=True)
 
@@ -318,7 +338,8 @@ def load_split(path):
 
     Raises ValueError where that does not hold.
     """
-    table = pd.read_csv(path, dtype={"case": str, "patient": str}, keep_default_na=False)
+    text = dict.fromkeys(("image", "label", "subtype", "case", "patient"), str)
+    table = pd.read_csv(path, dtype=text, keep_default_na=False)
     for (split_by, fold), rows in table.groupby(["split_by", "fold"]):
         if rows["image"].duplicated().any():
             raise ValueError(f"{path}: an image is listed twice in fold {fold} of the split by {split_by}.")
@@ -451,16 +472,39 @@ def decode(path, image_size):
     """One image as uint8 (image_size, width, 3), width keeping the published 700 x 460 field of view.
 
     Some copies of BreaKHis hold it squeezed to another shape; resizing to one shape undoes that. Images of another source are cut
-    to that shape around their center first.
+    to that shape (`fit`).
     Raises ValueError, naming the file, where it is no image or ends early.
     """
+    if FILE_NAME.fullmatch(Path(path).name) is None:
+        return fit(path, image_size, path)
     size = (field_width(image_size), image_size)
     try:
         with Image.open(path) as image:
-            shape = Image.Image.resize if FILE_NAME.fullmatch(Path(path).name) else ImageOps.fit
-            return np.asarray(shape(image.convert("RGB"), size, Image.Resampling.LANCZOS))
+            return np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
     except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
         raise ValueError(f"{path}: not a readable image ({error})") from error
+
+
+def fit(file, image_size, name):
+    """An image of another source as uint8 (image_size, width, 3), cut to BreaKHis's shape, 700 x 460, around its center.
+
+    file: a path, or an open file. Raises ValueError, saying `name`, where it is no image, not RGB, too small, or a whole slide.
+    """
+    width = field_width(image_size)
+    try:
+        with Image.open(file) as image:
+            image.load()
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} is a whole slide ({error}): cut fields of view from it first.") from error
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{name} is not a readable image: {error}") from error
+    if image.mode not in ("RGB", "RGBA"):
+        raise ValueError(f"{name} is not an RGB image (its mode is {image.mode}): convert it first.")
+    if image.width < width or image.height < image_size:
+        raise ValueError(
+            f"{name} is {image.width} x {image.height} pixels: at least {width} x {image_size} are needed."
+        )
+    return np.asarray(ImageOps.fit(image.convert("RGB"), (width, image_size), Image.Resampling.LANCZOS))
 
 
 def field_width(image_size):

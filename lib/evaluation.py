@@ -385,19 +385,15 @@ def bootstrap_interval(values, cases, strata, statistic=mean_of_sums, *, resampl
     (resamples, k) and the number of images (resamples,) that gives (resamples,), by default the mean, or (resamples, m); where
     it is NaN, the resample is left out.
     Returns (low, high), both NaN with fewer than five cases in a class that is there, or two arrays (m,). Does not depend on
-    the order of the rows. Raises ValueError when a case lies in two strata.
+    the order of the rows. A case that lies in two strata is drawn with the one that holds most of its images.
     """
     values = np.asarray(values, float)
     values = values[:, None] if values.ndim == 1 else values
     names, case = np.unique(np.asarray(cases, str), return_inverse=True)
     levels, level = np.unique(np.asarray(strata), return_inverse=True)
-    level_of_case = np.zeros(len(names), int)
-    level_of_case[case] = level
-    crossing = names[np.unique(case[level_of_case[case] != level])]
-    if len(crossing):
-        raise ValueError(
-            f"Case {crossing[0]} holds images of several classes; cases are resampled within a class."
-        )
+    level_of_case = np.zeros((len(names), len(levels)), int)
+    np.add.at(level_of_case, (case, level), 1)
+    level_of_case = level_of_case.argmax(1) if len(levels) else np.zeros(0, int)
     sizes = np.bincount(level_of_case, minlength=len(levels))
     if not len(levels) or sizes.min() < MIN_CASES:
         return np.nan, np.nan

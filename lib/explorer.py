@@ -16,7 +16,6 @@ import pandas as pd
 from IPython.display import Markdown
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
 
 from lib import data, evaluation, figures, models, pictures, profiles, robustness, runs, saliency, wording
 from lib.answers import SEEDED, SHOWN, Answers, axis_of
@@ -74,22 +73,12 @@ def own_images(files, network, image_size):
             raise ValueError(f"{folder} holds no image: files ending in {', '.join(SUFFIXES)} are read.")
     if not isinstance(files, dict):
         files = {Path(path).name: Path(path) for path in files}
-    size = data.field_width(image_size), image_size
-    pixels = []
-    for name, content in files.items():
-        try:
-            with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-                image.load()
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{name} is not a readable image: {error}") from error
-        if image.mode not in ("RGB", "RGBA"):
-            raise ValueError(f"{name} is not an RGB image (its mode is {image.mode}): convert it first.")
-        if image.width < size[0] or image.height < size[1]:
-            raise ValueError(
-                f"{name} is {image.width} x {image.height} pixels: at least {size[0]} x {size[1]} are needed."
-            )
-        pixels.append(np.asarray(ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)))
-    pixels = np.stack(pixels)
+    pixels = np.stack(
+        [
+            data.fit(io.BytesIO(content) if isinstance(content, bytes) else content, image_size, name)
+            for name, content in files.items()
+        ]
+    )
     malignant = evaluation.predict(network, data.center_crop(pixels)) > 0
     table = pd.DataFrame({"image": list(files), "label": np.where(malignant, "malignant", "benign")})
     table = table.assign(case=OWN, subtype="", magnification=0, split=OWN, split_by=OWN, fold=0)

@@ -14,7 +14,7 @@ import re
 import shutil
 from pathlib import Path
 
-from lib import runs
+from lib import data, runs
 from lib.summary import DRAWN_BANNER
 
 DATA_FILES = (
@@ -165,9 +165,10 @@ def _build(run, report, provenance):
     (report / "summary.md").write_text(_without_hidden_figures(summary, places), "utf-8")
     if not drawn:
         (report / "images").mkdir(exist_ok=True)
-        (report / ".gitignore").write_text(
-            "# Whatever can show tissue stays out of git.\nimages/\n*.html\n", "utf-8"
-        )
+        hidden = "# Whatever can show tissue stays out of git.\nimages/\n*.html\n"
+        if dataset["name"] != data.DATABASE:
+            hidden = "# Names and cases of your own images stay out of git: the tables hold them.\n*\n"
+        (report / ".gitignore").write_text(hidden, "utf-8")
 
     pages = [(notebook.stem, _title(notebook)) for notebook in notebooks]
     index = _index_body(run, summary, dataset, results, pages)

@@ -116,6 +116,43 @@ def test_images_of_another_source_stand_in_a_list(own, tmp_path):
     assert data.cases_on_two_sides(table[table["split_by"] == "image"])
 
 
+def test_a_list_is_read_as_spreadsheets_write_it(own):
+    plain = data.index_images(own)
+    listed = pd.read_csv(own / data.LIST, dtype=str)
+    text = listed.assign(case=listed["case"] + " ", magnification="250.0").to_csv(index=False)
+    (own / data.LIST).write_text("\ufeff" + text.replace("path,", "path, ", 1) + ",,,\n\n")
+    assert data.index_images(own).equals(plain)
+    assert data.fingerprint(plain) == data.fingerprint(plain.iloc[::-1])
+    for column, value in (("case", "another"), ("label", "benign"), ("magnification", 40)):
+        changed = plain.copy()
+        changed.loc[19, column] = value
+        assert data.fingerprint(changed) != data.fingerprint(plain), "what a list says counts"
+
+
+def test_numbers_are_names_too(own, tmp_path):
+    """Files without an ending whose names are numbers stay text on the way through split.csv."""
+    listed = pd.read_csv(own / data.LIST, dtype=str)
+    for number, path in enumerate(listed["path"], 1001):
+        (own / path).rename(own / str(number))
+    listed.assign(path=range(1001, 1021)).to_csv(own / data.LIST, index=False)
+    data.make_splits(data.index_images(own)).to_csv(tmp_path / "split.csv", index=False)
+    images = data.open_images(tmp_path / "split.csv", 32)
+    assert images.side("test").table["image"].str.startswith("10").all()
+
+
+def test_an_image_of_another_source_must_show_enough_and_be_rgb(tmp_path, monkeypatch):
+    path = tmp_path / "tile.png"
+    Image.new("RGB", (50, 50)).save(path)
+    with pytest.raises(ValueError, match=r"tile\.png is 50 x 50 pixels: at least 97 x 64 are needed"):
+        data.decode(path, 64)
+    Image.new("I;16", (400, 400)).save(path)
+    with pytest.raises(ValueError, match=r"tile\.png is not an RGB image \(its mode is I;16\): convert it"):
+        data.decode(path, 64)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"tile\.png is a whole slide .*: cut fields of view from it first"):
+        data.decode(path, 64)
+
+
 @pytest.mark.parametrize(
     ("column", "value", "said"),
     [
@@ -123,6 +160,7 @@ def test_images_of_another_source_stand_in_a_list(own, tmp_path):
         ("path", "nowhere.jpg", "line 3 of images.csv: no file .*nowhere.jpg"),
         ("magnification", "10x", "line 3 of images.csv: magnification '10x' is no whole number"),
         ("case", "", "line 3 of images.csv: no case; images of one patient must share one"),
+        ("path", "./slides/b0.jpg", "line 3 of images.csv: ./slides/b0.jpg stands in line 2 already"),
     ],
 )
 def test_a_row_that_cannot_be_meant_is_named_and_left_out_only_when_asked(own, column, value, said):
@@ -133,7 +171,12 @@ def test_a_row_that_cannot_be_meant_is_named_and_left_out_only_when_asked(own, c
         data.index_images(own)
     assert len(data.index_images(own, skip_bad_files=True)) == 19
     listed.drop(columns="case").to_csv(own / data.LIST, index=False)
-    with pytest.raises(ValueError, match=r"images\.csv lacks the columns case: give path, label, case"):
+    with pytest.raises(
+        ValueError, match=r"images\.csv lacks the columns case: its first line must name path,"
+    ):
+        data.index_images(own)
+    (own / data.LIST).write_bytes("path,label,case,magnification\na.jpg,benign,Müller,100\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"images\.csv is not a table in UTF-8 with commas"):
         data.index_images(own)
 
 

@@ -386,8 +386,20 @@ def test_interval_needs_five_cases_in_each_class():
     assert np.isfinite(evaluation.bootstrap_interval(right, cases, cases < 5)).all()
     assert np.isnan(evaluation.bootstrap_interval(right, np.minimum(cases, 3), cases < 0)).all()
     assert np.isnan(evaluation.bootstrap_interval([], [], [])).all()
-    with pytest.raises(ValueError, match="Case 7"):
-        evaluation.bootstrap_interval(right, np.where(cases > 12, 7, cases), cases < 10)
+
+
+def test_a_case_of_both_classes_is_drawn_whole():
+    """A patient may have benign and malignant tissue; with the class of most of its images it is one unit as any other."""
+    right, cases = np.tile([1.0, 0.0, 1.0], 8), np.repeat(np.arange(12), 2)
+    malignant = cases >= 6
+    alone = evaluation.bootstrap_interval(right, cases, malignant)
+    malignant[0] = True  # one of the two images of case 0: a tie stays with the first class
+    assert evaluation.bootstrap_interval(right, cases, malignant) == alone
+    table, margins = random_table(3)
+    table["case"] = table["case"].where(np.arange(len(table)) > 1, table["case"].iloc[-1])
+    measured = evaluation.metrics(rows(table, margins, "m", "none", 0.0))
+    whole = one(measured, subset="all")
+    assert whole[["accuracy_low", "auroc_low", "patient_score_low"]].notna().all()
 
 
 def test_metrics_of_a_whole_study_take_seconds():

@@ -58,8 +58,8 @@ def finished(tmp_path, monkeypatch):
         new_notebook(cells=[new_markdown_cell("# Findings")]), folder / "notebooks" / "06_comparison.ipynb"
     )
 
-    def finish(synthetic):
-        dataset = {"name": "toy", "synthetic": synthetic, "images": 2, "cases": 1, "fingerprint": "0"}
+    def finish(synthetic, name="BreaKHis"):
+        dataset = {"name": name, "synthetic": synthetic, "images": 2, "cases": 1, "fingerprint": "0"}
         (folder / "dataset.json").write_text(json.dumps(dataset))
         results = {
             "run": "toy",
@@ -154,6 +154,14 @@ def test_in_a_report_of_real_tissue_everything_that_shows_it_is_ignored_by_git(f
     text = (folder / "summary.md").read_text()
     assert "figures/curve.png" in text and "sample" not in text
     assert "images/figures/sample.png" in index.read_text(), "on this machine the reader sees it"
+
+
+def test_a_report_on_own_images_stays_out_of_git(finished):
+    finished(synthetic=False, name="own images in biopsies")
+    folder = report.publish("toy", PROVENANCE).parent
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    status = ["git", "-C", folder, "status", "--porcelain"]
+    assert subprocess.run(status, check=True, capture_output=True, text=True).stdout == ""
 
 
 def test_a_value_and_its_interval_stay_on_one_line():
