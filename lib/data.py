@@ -248,23 +248,23 @@ def split_by_image(index, seed, folds=1):
     return pd.concat(tables, ignore_index=True)
 
 
-def split_by_case(index, seed):
+def split_by_case(index, seed, folds=1):
     """The honest split: no case on two sides. Returns the index with split, split_by and fold.
 
-    With fifteen cases or more in each class: one split, in each class a fifth of the cases (at least five, so that there is an
-    interval) for test, a tenth (at least two) for validation. With fewer: five folds (StratifiedGroupKFold), every row five times,
-    in each fold one part for test, and from the rest, in each class, cases that hold at least a tenth of the images for validation.
-    Raises ValueError where a class has fewer than five cases.
+    In one fold, where each class has fifteen cases or more: in each class a fifth of the cases (at least five, so that there is an
+    interval) for test, a tenth (at least two) for validation. In several, and five where a class has fewer cases
+    (StratifiedGroupKFold): every row once a fold, in each fold one part for test, and from the rest, in each class, cases that hold
+    at least a tenth of the images for validation. Raises ValueError where a class has fewer than five cases, or than folds.
     """
     cases = index.groupby("case")["label"].first()
     smallest = cases.value_counts().reindex(list(CLASSES), fill_value=0)
-    if smallest.min() < FOLDS:
+    if smallest.min() < (needed := max(FOLDS, folds)):
         raise ValueError(
             f"Too few cases to split by case: {smallest['benign']} benign and {smallest['malignant']} malignant, "
-            f"at least {FOLDS} of each are needed. Use split_by: image, or more magnifications or subtypes."
+            f"at least {needed} of each are needed. Use split_by: image, or more magnifications or subtypes."
         )
     rng = np.random.default_rng(seed)
-    if smallest.min() >= FEW_CASES:
+    if folds == 1 and smallest.min() >= FEW_CASES:
         side = {}
         for label in CLASSES:
             shuffled = rng.permutation(cases.index[cases == label].to_numpy())
@@ -278,8 +278,8 @@ def split_by_case(index, seed):
     # Here, since only notebook 01 splits and importing it takes a second.
     from sklearn.model_selection import StratifiedGroupKFold
 
-    folds, sizes = [], index["case"].value_counts()
-    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    tables, sizes = [], index["case"].value_counts()
+    splitter = StratifiedGroupKFold(folds if folds > 1 else FOLDS, shuffle=True, random_state=seed)
     for fold, (rest, test) in enumerate(splitter.split(index, index["label"], index["case"])):
         table = index.assign(split="train", split_by="case", fold=fold)
         table.loc[test, "split"] = "test"
@@ -289,8 +289,8 @@ def split_by_case(index, seed):
             images = sizes[shuffled].cumsum()
             chosen = shuffled[: 1 + np.searchsorted(images, images.iloc[-1] / 10)]
             table.loc[table["case"].isin(chosen), "split"] = "validation"
-        folds.append(table)
-    return pd.concat(folds, ignore_index=True)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
 def source_magnification(pretrained):
@@ -312,19 +312,22 @@ def make_splits(selected, source=None, split_by="image", seed=0, folds=1):
     """Both splits of the selected images, the one to train on (`split_by`) first; by case only where there are cases enough.
 
     source: images of other magnifications, for starting weights only, or None. They fall on the same side as their case where
-    the split is by case. folds: of the split by image; by case their number follows from that of the cases. Raises ValueError where the split to train on cannot be made.
+    the split is by case. folds: of either split; by case five in place of one where cases are few. Raises ValueError where the
+    split to train on cannot be made.
     """
     source = source if source is not None and len(source) else None
     everything = selected if source is None else pd.concat([selected, source], ignore_index=True)
 
     def make(kind):
         if kind == "case":
-            return [split_by_case(everything, seed)]
+            return [split_by_case(everything, seed, folds)]
         return [split_by_image(part, seed, folds) for part in (selected, source) if part is not None]
 
     other = {"image": "case", "case": "image"}
     if split_by not in other:
-        raise ValueError(f"Unknown split_by {split_by!r}: use image (as the papers split) or case.")
+        raise ValueError(
+            f"Unknown split_by {split_by!r}: use image (as the papers split), case, or fold (as published)."
+        )
     tables = make(split_by)
     try:
         tables += make(other[split_by])

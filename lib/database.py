@@ -9,6 +9,7 @@ import shutil
 import sys
 import tarfile
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pandas as pd
 import pooch
 import requests
 import urllib3
+from filelock import FileLock
 from tqdm import tqdm
 
 from lib import data, runs
@@ -48,18 +50,28 @@ def fetch(folder=None, url=URL):
     that reaches out of its folder or one without it; nothing half done is left under the final name.
     """
     folder = Path(folder or runs.home() / "data")
-    done = folder / "BreaKHis_v1"
-    if not done.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        print(NOTE, file=sys.stderr)
-        archive = Path(
-            pooch.retrieve(
-                url, known_hash=None, fname="BreaKHis_v1.tar.gz", path=folder, downloader=_resuming
-            )
-        )
-        _unpack(archive, done)
-        archive.unlink()
+    done, archive = folder / "BreaKHis_v1", folder / "BreaKHis_v1.tar.gz"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".BreaKHis_v1.lock"):  # two runs that start together download once
+        if not done.is_dir():
+            print(NOTE, file=sys.stderr)
+            try:
+                download(url, archive, "downloading BreaKHis")
+            except ConnectionError as error:
+                raise ConnectionError(f"{error}, or put it there by hand as {archive}.") from error
+            _unpack(archive, done)
+            archive.unlink()
     return done
+
+
+def download(url, path, said):
+    """The file at `url` as `path`; half a download, kept beside it as .part, goes on where it ended. said: what progress is called.
+
+    Raises ConnectionError, without a full stop so that the caller can go on, where the network fails.
+    """
+    part = path.with_name(f"{path.name}.part")
+    resuming = partial(_resuming, part=part, said=said)
+    pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=resuming)
 
 
 def missing(index):
@@ -82,15 +94,15 @@ def check(index, allow_incomplete=False):
     lacks = missing(index)
     if lacks and not allow_incomplete:
         raise ValueError(
-            f"The database is incomplete: {lacks}. Set allow_incomplete to true to go on with what is there."
+            f"The database is incomplete: {lacks}. Move its folder away to download it anew, or set allow_incomplete to true to go on "
+            "with what is there."
         )
     if lacks:
         tqdm.write(f"not the whole database: {lacks}")
 
 
-def _resuming(url, output_file, _):
-    """A downloader for pooch that goes on where an earlier one ended: what came so far is kept in a .part file."""
-    part = Path(output_file).with_name("BreaKHis_v1.tar.gz.part")
+def _resuming(url, output_file, _, part, said):
+    """A downloader for pooch that goes on where an earlier one ended: what came so far is kept in `part`."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
@@ -100,13 +112,15 @@ def _resuming(url, output_file, _):
                 return
             if answer.status_code == requests.codes.requested_range_not_satisfiable:
                 part.unlink()
-                raise ConnectionError(f"{url} is shorter than what was kept of it: run again to start anew.")
+                raise ConnectionError(f"{url} is shorter than what was kept of it. Run again to start anew")
             answer.raise_for_status()
+            length = int(answer.headers.get("Content-Length") or 0)
             if answer.status_code != requests.codes.partial_content:
+                if 0 < length < have:
+                    raise requests.RequestException("what came is another page, shorter than what is kept")
                 have = 0  # a server that cannot go on sends everything again
-            length = answer.headers.get("Content-Length")
-            total = have + int(length) if length else None
-            progress = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc="downloading BreaKHis")
+            total = have + length if length else None
+            progress = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=said)
             with runs.writing(part), progress, open(part, "ab" if have else "wb") as file:
                 # The bytes as they come, not unzipped on the way even where the server says that they may be.
                 for chunk in answer.raw.stream(2**20, decode_content=False):
@@ -114,9 +128,7 @@ def _resuming(url, output_file, _):
                     progress.update(len(chunk))
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         kept = f"{part.stat().st_size / 1e9:.1f} GB are kept" if part.exists() else "nothing was kept"
-        raise ConnectionError(
-            f"Could not download {url} ({error}); {kept}. Run again to go on, or download it by hand and give data_root."
-        ) from error
+        raise ConnectionError(f"Could not download {url} ({error}); {kept}. Run again to go on") from error
     os.replace(part, output_file)
 
 
@@ -164,37 +176,30 @@ def split_by_fold(root, index, selected, source=None, seed=0):
     rng = np.random.default_rng(seed)
     tables = []
     for fold, name in enumerate(FOLDS):
-        path = next(iter(sorted(Path(root).rglob(f"ds{name}.txt"))), None)
-        if path is None:
+        paths = sorted(Path(root).rglob(f"ds{name}.txt"))
+        if not paths:
             raise FileNotFoundError(
-                f"No ds{name}.txt under {root}: the five folds come with the database (mkfold.tar.gz). Put its files there."
+                f"No ds{name}.txt under {root}: the five folds are published beside the database (mkfold.tar.gz). Put its files there."
             )
-        lines = pd.read_csv(
-            path,
-            sep="|",
-            header=None,
-            names=["image", "magnification", "number", "split"],
-            dtype=str,
-            keep_default_na=False,
-        )
-        for image in lines["image"]:
-            try:
-                data.parse_name(image)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
-        if lines["image"].duplicated().any():
-            twice = lines["image"][lines["image"].duplicated()].iloc[0]
-            raise ValueError(f"{path} names {twice} twice.")
-        unknown = lines["image"][~lines["image"].isin(index["image"])]
-        if whole and len(unknown):
+        if len(paths) > 1:
             raise ValueError(
-                f"{path} names {len(unknown)} images that the database does not hold, the first {unknown.iloc[0]}."
+                f"{len(paths)} files ds{name}.txt under {root}: leave one ({paths[0]} or {paths[1]})."
             )
-        side = lines.set_index("image")["split"].str.strip()
-        table = wanted.assign(split=wanted["image"].map(side), split_by="fold", fold=fold)
-        left = table["image"][~table["split"].isin(["train", "test"])]
-        if len(left):
-            raise ValueError(f"{path} says nothing of {len(left)} images, the first {left.iloc[0]}.")
+        (path,) = paths
+        try:
+            lines = _fold_lines(path)
+            unknown = lines["image"][~lines["image"].isin(index["image"])]
+            if whole and len(unknown):
+                raise ValueError(
+                    f"it names {len(unknown)} images that the database does not hold, the first {unknown.iloc[0]}"
+                )
+            side = lines.set_index("image")["split"].str.strip()
+            table = wanted.assign(split=wanted["image"].map(side), split_by="fold", fold=fold)
+            left = table["image"][~table["split"].isin(["train", "test"])]
+            if len(left):
+                raise ValueError(f"it says nothing of {len(left)} images, the first {left.iloc[0]}")
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}. Take the file anew from mkfold.tar.gz.") from error
         # By magnification too: starting weights are trained, and validated, on one alone.
         for _, train in table[table["split"] == "train"].groupby(["label", "magnification"]):
             drawn = rng.permutation(train.index)[: max(1, len(train) // 10)]
@@ -205,6 +210,20 @@ def split_by_fold(root, index, selected, source=None, seed=0):
     return pd.concat(tables, ignore_index=True)
 
 
+def _fold_lines(path):
+    """The lines of a fold file. Raises ValueError for one that is no such line, or an image that is named twice."""
+    names = ["image", "magnification", "number", "split", "more"]
+    lines = pd.read_csv(path, sep="|", header=None, names=names, dtype=str, keep_default_na=False)
+    if lines["more"].fillna("").any():
+        raise ValueError("a line has more than four parts")
+    for image in lines["image"]:
+        if data.FILE_NAME.fullmatch(image) is None:
+            raise ValueError(f"{image!r} is no name of a BreaKHis image")
+    if lines["image"].duplicated().any():
+        raise ValueError(f"it names {lines['image'][lines['image'].duplicated()].iloc[0]} twice")
+    return lines
+
+
 if __name__ == "__main__":
     try:
         root = fetch(*sys.argv[1:2])
@@ -212,5 +231,5 @@ if __name__ == "__main__":
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     if lacks:
-        sys.exit(f"{root} is incomplete: {lacks}")
+        sys.exit(f"{root} is incomplete: {lacks}. Move it away and run again to download it anew.")
     print(f"{root} is complete")

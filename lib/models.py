@@ -119,16 +119,14 @@ def _load_xrv(name, weights_dir=""):
     folder = Path(weights_dir or XRV_CACHE).expanduser()
     path = folder / os.path.basename(url)
     if not path.exists():
+        from lib import database  # here, since few runs download anything
+
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with runs.writing(path):
-                torch.hub.download_url_to_file(url, str(path), progress=True)
-        except OSError as error:
-            if error.errno in runs.DISK_FULL:
-                raise
+            database.download(url, path, f"downloading {name}")
+        except ConnectionError as error:
             raise ConnectionError(
-                f"Could not download {url} ({error}). Offline? Put the file {path.name} into {folder}, "
-                "name its folder in weights_dir, or start from pretrained: none."
+                f"{error}. Offline? Put the file {path.name} into {folder}, name its folder in weights_dir, or start from pretrained: none."
             ) from error
     try:
         with torch.serialization.safe_globals(XRV_CLASSES):

@@ -20,6 +20,8 @@ RECIPE_EXTRAS = ("noise", "averaged")
 AUGMENTATIONS = ("scale", "stain", "balanced")
 # How noise in training is drawn (`training.noisy_training`).
 NOISE_DRAWN = ("anew", "anew_unclipped", "once")
+# Ways to split: as the papers do, no case on two sides, and as published with the database.
+SPLITS = ("image", "case", "fold")
 # Values of data_root: drawn tissue, and the database, downloaded where it is missing.
 NO_FOLDER = ("synthetic", "breakhis")
 # Where values must lie that a notebook would refuse only after hours of training.
@@ -131,6 +133,7 @@ def resolve(profile, data_root, settings, stages):
     for name in (parameters.get("augmentation", "plain"), *parameters.get("other_augmentations", [])):
         augmentation_parts(name)
     _refuse_unknown([parameters.get("noise_drawn", "anew")], NOISE_DRAWN, "noise_drawn")
+    _refuse_unknown([parameters.get("split_by", SPLITS[0])], SPLITS, "split_by")
     for name, example in (("recipes", "[fgsm]"), ("epsilons", "[1, 2, 4]")):
         if not parameters.get(name, [1]):
             raise ParameterError(f"{name} must name at least one, such as {example}")

@@ -180,7 +180,10 @@ def _modules_named_in(source):
 
 
 def _data_state(data_root):
-    """Names, sizes and times of a folder's files; None for drawn tissue and for the whole database, which are always the same."""
+    """Names, sizes and times of a folder's files; of the whole database, which is always the same, those of its folds alone.
+
+    None for drawn tissue, and for the database before it is downloaded.
+    """
     if data_root in (None, "synthetic"):
         return None
     if data_root == "breakhis":
@@ -188,7 +191,9 @@ def _data_state(data_root):
 
         listing = _listing(runs.home() / "data" / "BreaKHis_v1", skip=())
         images = sum(name.endswith(".png") for name in listing)
-        return None if images in (0, database.TOTAL) else listing
+        if images not in (0, database.TOTAL):
+            return listing
+        return {name: state for name, state in listing.items() if Path(name).match("dsfold*.txt")} or None
     return _listing(Path(data_root), skip=())
 
 

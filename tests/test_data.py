@@ -204,6 +204,17 @@ def test_no_case_on_two_sides(published, cases):
         assert sorted(table.loc[table["split"] == "test", "image"]) == sorted(index["image"])
 
 
+@pytest.mark.parametrize("folds", [2, 5])
+def test_in_folds_by_case_every_image_is_tested_once_however_many_cases_there_are(published, folds):
+    index = data.select(published, magnifications=[100])
+    index = index.assign(case=index["label"] + (index.index % 20).astype(str))
+    table = data.split_by_case(index, seed=0, folds=folds)
+    assert sorted(table["fold"].unique()) == list(range(folds))
+    assert sorted(table.loc[table["split"] == "test", "image"]) == sorted(index["image"])
+    for _, rows in table.groupby("fold"):
+        assert rows.groupby("case")["split"].nunique().max() == 1
+
+
 def test_in_folds_by_image_every_image_is_tested_once(published):
     table = data.split_by_image(published, seed=2, folds=5)
     assert sorted(table.loc[table["split"] == "test", "image"]) == sorted(published["image"])
@@ -228,6 +239,10 @@ def test_validation_by_case_holds_images_enough_where_cases_are_uneven(published
 def test_too_few_cases_or_images_to_split(published):
     with pytest.raises(ValueError, match="Too few cases"):
         data.split_by_case(published.assign(case=published["label"]), seed=0)
+    with pytest.raises(ValueError, match="at least 9 of each are needed"):
+        data.split_by_case(
+            published.assign(case=published["label"] + (published.index % 8).astype(str)), 0, 9
+        )
     few = published.groupby("label").head(9).reset_index(drop=True)
     with pytest.raises(ValueError, match="too few to split"):
         data.split_by_image(few, seed=0)

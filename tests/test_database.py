@@ -6,6 +6,7 @@ import sys
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.pool import ThreadPool
 
 import pandas as pd
 import pytest
@@ -50,6 +51,8 @@ def server():
             def do_GET(self):
                 asked = self.headers.get("Range")
                 serve.asked.append(asked)
+                if "missing" in self.path:
+                    return self.send_error(404)
                 start = int(asked[6:-1]) if asked and ranges else 0
                 if asked and start >= len(content):
                     self.send_response(416)
@@ -77,7 +80,8 @@ def server():
 
 
 def names_in(folder):
-    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+    names = sorted(path.name for path in folder.rglob("*") if path.is_file())
+    return [name for name in names if name != ".BreaKHis_v1.lock"]
 
 
 def test_it_is_downloaded_once_and_says_how_to_cite(server, images, tmp_path, capfd):
@@ -108,6 +112,31 @@ def test_what_was_kept_of_a_longer_file_is_dropped(server, images, tmp_path):
     with pytest.raises(ConnectionError, match="shorter than what was kept"):
         database.fetch(tmp_path, url)
     assert database.fetch(tmp_path, url).is_dir()
+
+
+def test_another_page_in_its_place_loses_nothing_that_was_kept(server, images, tmp_path):
+    """A network that wants a login answers every request with a page of its own."""
+    content = pack(images)
+    part = tmp_path / "BreaKHis_v1.tar.gz.part"
+    part.write_bytes(content[:-100])
+    with pytest.raises(ConnectionError, match=r"another page, shorter than what is kept.*Run again to go on"):
+        database.fetch(tmp_path, server(b"<html>log in</html>", ranges=False))
+    assert part.read_bytes() == content[:-100]
+    assert len(data.index_images(database.fetch(tmp_path, server(content)))) == len(images)
+
+
+def test_an_error_of_the_server_is_said(server, tmp_path):
+    url = server(b"").replace("BreaKHis_v1", "missing")
+    with pytest.raises(ConnectionError, match=r"404.*nothing was kept"):
+        database.fetch(tmp_path, url)
+
+
+def test_two_runs_that_start_together_download_once(server, images, tmp_path):
+    url = server(pack(images))
+    with ThreadPool(2) as pool:
+        roots = pool.map(lambda _: database.fetch(tmp_path, url), range(2))
+    assert roots[0] == roots[1] and len(data.index_images(roots[0])) == len(images)
+    assert server.asked == [None]
 
 
 def test_a_whole_download_that_was_killed_before_its_end_is_not_repeated(server, images, tmp_path):
@@ -148,7 +177,8 @@ def test_a_damaged_archive_is_deleted_and_said(server, images, tmp_path, damage)
 
 def test_without_network_it_says_what_to_do(tmp_path):
     with pytest.raises(
-        ConnectionError, match=r"nothing was kept\. Run again to go on, or download it by hand"
+        ConnectionError,
+        match=r"nothing was kept\. Run again to go on, or put it there by hand as .*BreaKHis_v1\.tar\.gz",
     ):
         database.fetch(tmp_path, "http://127.0.0.1:9/BreaKHis_v1.tar.gz")
 
@@ -177,7 +207,9 @@ def test_make_data_says_what_is_there_and_fails_only_where_it_is_not_all(drawn, 
 def test_what_a_copy_lacks_is_counted(drawn):
     lacks = database.missing(data.index_images(drawn))
     assert lacks.startswith("20 of 7909 images; A at 40X: 0 of 114")
-    with pytest.raises(ValueError, match=r"A at 40X: 0 of 114.*Set allow_incomplete"):
+    with pytest.raises(
+        ValueError, match=r"A at 40X: 0 of 114.*Move its folder away.*or set allow_incomplete"
+    ):
         database.check(data.index_images(drawn))
     database.check(data.index_images(drawn), allow_incomplete=True)
     assert sum(map(sum, database.COUNTS.values())) == database.TOTAL
@@ -215,12 +247,20 @@ def test_fold_files_that_do_not_fit_are_named(drawn, tmp_path):
         database.split_by_fold(tmp_path, index, index)
     line = f"{index['image'][0]}|100|1|train\n"
     for text, message in {
-        "cat.png|100|1|train\n": r"dsfold1\.txt: 'cat\.png' is not a BreaKHis file name",
-        "|100|1|train\n": r"dsfold1\.txt: '' is not a BreaKHis file name",
+        "cat.png|100|1|train\n": r"dsfold1\.txt: 'cat\.png' is no name of a BreaKHis image",
+        "|100|1|train\n": r"dsfold1\.txt: '' is no name of a BreaKHis image",
         line: "says nothing of 19 images",
         line + line: f"names {index['image'][0]} twice",
+        line.replace("train", "train|1"): "a line has more than four parts. Take the file anew from mkfold",
     }.items():
         for fold in database.FOLDS:
             (tmp_path / f"ds{fold}.txt").write_text(text)
         with pytest.raises(ValueError, match=message):
             database.split_by_fold(tmp_path, index, index)
+    (tmp_path / "dsfold1.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"dsfold1\.txt: 'utf-8' .*Take the file anew"):
+        database.split_by_fold(tmp_path, index, index)
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "dsfold1.txt").touch()
+    with pytest.raises(ValueError, match=r"2 files dsfold1\.txt under .*: leave one"):
+        database.split_by_fold(tmp_path, index, index)

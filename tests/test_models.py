@@ -55,9 +55,12 @@ def test_xray_weights_arrive_in_every_layer_and_answer_gray_images_as_before(sto
 
 def test_weights_are_downloaded_once_into_the_given_folder(stored, tmp_path, monkeypatch, full_disk):
     path, theirs = stored
-    requests = []
+    requests, cuts = [], []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
+        def copyfile(self, source, outputfile):
+            outputfile.write(source.read(cuts.pop() if cuts else -1))
+
         def log_message(self, *_):
             requests.append(self.path)
 
@@ -68,11 +71,14 @@ def test_weights_are_downloaded_once_into_the_given_folder(stored, tmp_path, mon
         monkeypatch.setitem(xrv.models.model_urls, NAME, {**xrv.models.model_urls[NAME], "weights_url": url})
         with full_disk(10_000), pytest.raises(OSError, match=r"free some space and run again"):
             models.build(NAME, tmp_path / "cache")
-        assert list((tmp_path / "cache").iterdir()) == []
+        cuts.append(path.stat().st_size // 2)
+        with pytest.raises(ConnectionError, match=r"GB are kept\. Run again to go on\. Offline\?"):
+            models.build(NAME, tmp_path / "cache")
+        assert not (tmp_path / "cache" / path.name).exists(), "half a file is not taken for the whole"
         for _ in range(2):
             model = models.build(NAME, tmp_path / "cache")
         server.shutdown()
-    assert len(requests) == 2
+    assert len(requests) == 3 and [file.name for file in (tmp_path / "cache").iterdir()] == [path.name]
     name = "features.denseblock4.denselayer16.conv2.weight"
     assert torch.equal(model.network.state_dict()[name], theirs.state_dict()[name])
 

@@ -68,6 +68,18 @@ def test_the_profiles_are_the_papers_recipes(name, paper):
     )
 
 
+def test_only_what_differs_is_a_deviation():
+    def said(paper, **changes):
+        recipe = papers.RECIPES[paper] | {"pretrained": "densenet121-res224-all"} | changes
+        return [each for each in papers.deviations(paper, recipe, changes.get("n")) if "instead of" in each]
+
+    assert said(papers.LI, subtypes=["DC", "A", "F", "PT", "TA"]) == []
+    assert said(papers.ALAM, magnifications=[40, 100, 200, 400]) == []
+    assert said(papers.LI, patience=5) == ["patience 5 instead of 0"]
+    assert said(papers.ALAM, pretrained="none") == ["pretrained none instead of transfer learning"]
+    assert said(papers.ALAM, n=338) == ["338 images instead of 7,909"] and said(papers.LI, n=1547) == []
+
+
 def test_contradictions_are_computed():
     found = {sentence: agrees for _, sentence, agrees in papers.contradictions()}
     assert found["original model: Tables 2 and 3 imply 64 of 65 benign test images right"]
@@ -86,6 +98,12 @@ def test_the_nearest_epsilon_is_chosen_on_validation_images_alone(split):
     assert papers.nearest_epsilon(both, papers.ALAM) == (2 / 255, 0.25, True)
     standing = pd.concat([test, table_of(split, lambda k: 0.9, "validation")], ignore_index=True)
     assert papers.nearest_epsilon(standing, papers.ALAM)[2] is False
+    two_of_eight = table_of(split, lambda k: 2 / 8, "validation")
+    wrong = two_of_eight["image"][~evaluation.is_right(two_of_eight)].iloc[0]
+    two_of_seven = two_of_eight[two_of_eight["image"] != wrong]
+    assert papers.nearest_epsilon(two_of_seven, papers.ALAM)[1:] == (2 / 7, True), (
+        "as near as the images allow"
+    )
 
 
 def test_every_published_number_has_a_value_or_a_reason(split):
@@ -100,7 +118,8 @@ def test_every_published_number_has_a_value_or_a_reason(split):
     sums = {record["quantity"]: record["measured"] for record in whole if record["paper"] == papers.ALAM}
     assert (sums["malignant images, all"], sums["images"]) == (40, 80)
     assert "epochs 6 instead of 400" in one["deviations"]
-    assert not any("pretrained" in sentence for sentence in one["deviations"])
+    assert "80 images instead of 1,547" in one["deviations"]
+    assert not any("pretrained" in sentence and "instead" in sentence for sentence in one["deviations"])
 
     without = papers.records(test[test["model"] == "baseline"], data.split_counts(split), PARAMETERS)
     reasons = {record["quantity"]: record["reason"] for record in without if record["measured"] is None}

@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from lib import data, profiles, runs, study, training
+from lib import data, database, profiles, runs, study, training
 
 # Each notebook adds a line to calls.txt beside the runs, so that a test can count what really ran.
 FIRST = """
@@ -190,6 +190,7 @@ def test_parameters_are_read_with_types_and_paths_become_absolute(notebooks, mon
         ("augmentation=plain+stain", "there is no 'plain' (in 'plain+stain')"),
         ("other_augmentations=[scale, balancd+stain]", "did you mean 'balanced'?"),
         ("noise_drawn=onse", "noise_drawn: there is no 'onse': did you mean 'once'?"),
+        ("split_by=cases", "split_by: there is no 'cases': did you mean 'case'?"),
     ],
 )
 def test_what_would_fail_late_is_refused_before_hours_of_training(setting, words):
@@ -398,3 +399,20 @@ def test_one_run_takes_one_study_at_a_time(notebooks):
     with FileLock(folder / ".lock"), pytest.raises(study.StudyError, match="another study is running on"):
         study.run_study("toy", notebooks=notebooks)
     assert calls(notebooks) == []
+
+
+def test_fold_files_put_beside_the_whole_database_are_noticed(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_HOME", str(tmp_path))
+    monkeypatch.setattr(database, "TOTAL", 2)
+    assert study._data_state("breakhis") is None, "before the download"
+    root = tmp_path / "data" / "BreaKHis_v1"
+    root.mkdir(parents=True)
+    for name in ("a.png", "b.png", "README.txt"):
+        (root / name).touch()
+    assert study._data_state("breakhis") is None, "and after it, so that 01 is not run twice"
+    (root / "dsfold1.txt").write_text("a.png|100|1|train\n")
+    one = study._data_state("breakhis")
+    (root / "dsfold1.txt").write_text("a.png|100|1|test\n")
+    assert list(one) == ["dsfold1.txt"] and study._data_state("breakhis") != one
+    (root / "b.png").unlink()
+    assert "a.png" in study._data_state("breakhis"), "of a part every file counts"
