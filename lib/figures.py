@@ -21,6 +21,8 @@ from matplotlib.patches import Ellipse
 from lib import evaluation, runs, wording
 
 WIDTH = 8.2  # inches; at 110 dots an inch the width of a report's page, about 900 pixels
+NO_BREAK = "\N{NO-BREAK SPACE}"
+FEW = 20  # images; a share of fewer is not drawn
 PALETTE = sns.color_palette("colorblind")
 STYLE = {
     **sns.axes_style("whitegrid"),
@@ -120,7 +122,7 @@ def _styled(draw):
 def _panels(rows, columns, height, title, **options):
     """A Figure of the report's width with a wrapped title, and its axes as an array (rows, columns)."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    figure.suptitle(textwrap.fill(title, 66, break_long_words=False))
+    figure.suptitle(textwrap.fill(title, 66, break_long_words=False).replace(NO_BREAK, " "))
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -498,7 +500,11 @@ def smallest_epsilons(metrics, split_by=None):
     rows = rows[rows["attack"].isin(["none", "worst_case"]) & rows["model"].isin(models)]
     standing = rows.pivot_table("accuracy", "model", "epsilon").loc[models]
     shares = [1 - standing[0.0], *(-standing.diff(axis=1)[each] for each in standing.columns[1:])]
-    names = ["wrong unattacked", *map(wording.format_epsilon, standing.columns[1:]), "stands at all"]
+    names = [
+        "wrong unattacked",
+        *map(wording.format_epsilon, standing.columns[1:]),
+        "stands at every epsilon",
+    ]
     colors = ["0.55", *sns.color_palette("rocket", len(names) - 2), "0.88"]
     title = f"The smallest epsilon that fools an image{_how_many(rows)}"
     figure, grid = _panels(1, 1, 1.6 + 0.38 * len(models), title)
@@ -510,7 +516,7 @@ def smallest_epsilons(metrics, split_by=None):
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     axes.set(xlim=(0, 1), xlabel="fraction of images")
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, title="first fooled at")
     return figure
 
 
@@ -598,7 +604,9 @@ def beside_paper(records, paper):
     rows.loc[cells, "measured"] /= rows.loc[cells, "n"]
     parts = [part for part in (rows[~cells], rows[cells]) if len(part)]
     longest = max(part["quantity"].nunique() for part in parts)
-    figure, grid = _panels(1, len(parts), 0.3 * longest + 1.6, f"{paper}: published beside ours")
+    figure, grid = _panels(
+        1, len(parts), 0.3 * longest + 1.6, f"{paper}: published beside ours{_tested_at(rows)}"
+    )
     tested = rows["tested"].str.split(" at ").str[0]
     marks = dict(
         zip(("clean images", "its own FGSM images", "the baseline's FGSM images"), "osv", strict=True)
@@ -640,6 +648,12 @@ def beside_paper(records, paper):
     return figure
 
 
+def _tested_at(records):
+    """At which epsilon attacked images were made, for a title."""
+    found = records["tested"].str.split(" at ").str[1].dropna().unique()
+    return f", FGSM at {found[0]}".replace(" ", NO_BREAK) if len(found) == 1 else ""
+
+
 def _chosen(metrics, subset, split_by):
     """The rows of one subset and one way of splitting."""
     metrics = pd.DataFrame(metrics)
@@ -657,9 +671,10 @@ def _chosen(metrics, subset, split_by):
 
 
 def _how_many(rows):
-    """How much the numbers rest on: "94 images of 61 cases"."""
+    """How much the numbers rest on: "(94 images of 61 cases)", with spaces at which no title is broken."""
     first = rows.sort_values("n", ascending=False).iloc[0]
-    return f" ({first['n']} images of {first['n_cases']} cases, split by {first['split_by']})"
+    said = f"({first['n']} images of {first['n_cases']} cases, split by {first['split_by']})"
+    return " " + said.replace(" ", NO_BREAK)
 
 
 def _malignant_share(rows):
@@ -798,12 +813,14 @@ def transfer_matrix(metrics, epsilon, split_by=None):
     table = rows.astype({"accuracy": float}).groupby(["model", "source"])["accuracy"].mean()
     cells = np.array([[table.get((m, s), np.nan) for s in sources] for m in models], float)
     title = (
-        f"Accuracy on FGSM images at {wording.format_epsilon(epsilon)} made for another model{_how_many(own)}"
+        f"Accuracy on FGSM images at {wording.format_epsilon(epsilon)} made for each model{_how_many(own)}"
     )
     figure, grid = _panels(1, 1, 0.5 * len(models) + 2, title)
     axes = grid[0, 0]
     _heatmap(axes, cells, sources, [wording.model_name(each) for each in models], "accuracy (fraction)")
-    axes.set(xlabel="the images were made for", ylabel="the images are shown to")
+    axes.set(
+        xlabel="the images were made for (diagonal: for the model itself)", ylabel="the images are shown to"
+    )
     return figure
 
 
@@ -821,7 +838,7 @@ def steps_curves(audit):
     colors = colors_of(models)
     names = {
         "accuracy": "accuracy (fraction of images)",
-        "margin": "margin left, mean (logits; 0 once fooled)",
+        "margin": "mean margin left (logits)",
     }
     for axes, (value, label) in zip(grid[0], names.items(), strict=True):
         for model in models:
@@ -858,11 +875,14 @@ def reliability_and_abstention(curves, title):
     for (model, condition), (points, kept) in curves.items():
         style = {"color": colors[model], "linestyle": styles[condition]}
         panels[condition].plot(points["p"], points["malignant"], marker="o", **style)
-        last.plot(kept["abstained"], kept["accuracy"], **style)
+        enough = kept.head(max(1, len(kept) - FEW + 1))  # of the last few answers a share says little
+        last.plot(enough["abstained"], enough["accuracy"], **style)
     for condition, axes in panels.items():
         axes.plot([0, 1], [0, 1], color="0.1", linestyle=":", linewidth=1.3)
         axes.set(title=condition, xlabel="P(malignant), mean of a bin", ylabel="share that is malignant")
-    last.set(title="abstaining", xlabel="share not answered", ylabel="accuracy on the others")
+    last.set(
+        title="least sure left out", xlabel="share of images not answered", ylabel="accuracy on the others"
+    )
     last.set(ylim=(-0.03, 1.03))
     last.yaxis.set_tick_params(labelleft=True)
     handles = [Line2D([], [], color=colors[model], label=wording.model_name(model)) for model in models]

@@ -101,18 +101,6 @@ def _value(row, rate="accuracy"):
     return "" if row is None else wording.number(row[rate]) + wording.interval(row, rate)
 
 
-def _difference(value, row, unit=" points"):
-    """A difference of two rates in points, with the interval that `row` holds where there is one."""
-    interval = "" if row["low"] is None else f" [{_points(row['low'])}, {_points(row['high'])}]"
-    return f"{_points(value)}{unit}{interval}"
-
-
-def _points(value):
-    """A difference in points, whole ones but where that would make nothing of it."""
-    points, whole = 100 * value, round(100 * value)
-    return f"{whole:+d}" if whole or abs(points) < 0.05 else f"{points:+.1f}"
-
-
 def _header(*names):
     return ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
 
@@ -133,7 +121,7 @@ def _in_short(results, rows, split_by, primary_defense):
         row = differences.get((model, attack, epsilon))
         if row is None:
             return "not compared"
-        points = _difference(row["difference"], row)
+        points = wording.difference(row["difference"], row)
         main = row["p_main"] is not None
         corrected = f"corrected {row['p_main']:.2g}" if main else f"corrected for all {row['p_holm']:.2g}"
         return f"{points}, p = {row['p_value']:.2g} ({corrected})"
@@ -207,7 +195,7 @@ def _which_defense(results, rows, split_by):
             _value(clean, rate),
             ""
             if cost is None or cost["balanced_difference"] is None
-            else _points(cost["balanced_difference"]),
+            else wording.points(cost["balanced_difference"]),
             _value(rows.get((model, "random_noise", epsilon)), rate),
             _value(of_others, rate),
             _value(rows.get((model, "fgsm", epsilon)), rate),
@@ -220,7 +208,7 @@ def _which_defense(results, rows, split_by):
     for row in (row for row in compared if row["p_main"] is not None):
         names = f"{wording.model_name(row['model_a'])} against {wording.model_name(row['model_b'])}"
         test = wording.attack_name(row["attack"], row["epsilon"])
-        cells = [names, test, _difference(row["difference"], row, ""), _balanced(row)]
+        cells = [names, test, wording.difference(row["difference"], row, ""), _balanced(row)]
         cells += [f"{row[name]:.2g}" for name in ("p_value", "p_main")]
         tests.append(f"| {' | '.join(cells)} |")
     return [
@@ -241,7 +229,11 @@ def _which_defense(results, rows, split_by):
 
 def _balanced(row):
     ends = {"low": row["balanced_difference_low"], "high": row["balanced_difference_high"]}
-    return "–" if row["balanced_difference"] is None else _difference(row["balanced_difference"], ends, "")
+    return (
+        "–"
+        if row["balanced_difference"] is None
+        else wording.difference(row["balanced_difference"], ends, "")
+    )
 
 
 def _accuracy(rows):
@@ -402,7 +394,7 @@ def _leakage(results, other):
     for name in filter(found.get, figures.MODEL_COLORS):
         pair = [clean(name, kind) for kind in ("image", "case")]
         cells = [_value(row, rate) for rate in ("accuracy", "balanced_accuracy") for row in pair]
-        cells.append(_difference(found[name]["leakage"], found[name]))
+        cells.append(wording.difference(found[name]["leakage"], found[name]))
         lines.append(f"| {' | '.join([wording.model_name(name), *cells])} |")
     crossing = results["dataset"].get("crossing", ())
     return [*lines, *[""] * bool(crossing), *leak_sentences(crossing)]
@@ -550,7 +542,7 @@ def _augmentations(results, rows):
         row, change = rows[model, "none", 0.0], differences.get(model)
         cells = [wording.number(means[number]) for number in numbers]
         cells += [_value(row, rate) for rate in ("accuracy", "balanced_accuracy", "auroc")]
-        cells.append("" if change is None else _difference(change["difference"], change))
+        cells.append("" if change is None else wording.difference(change["difference"], change))
         lines.append(f"| {' | '.join([name, *cells])} |")
     return lines
 

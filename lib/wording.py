@@ -55,6 +55,34 @@ def sentences(metrics):
     return lines
 
 
+def gains(comparisons):
+    """What each model has over the baseline, from rows of `comparisons`: a sentence a model, clean first, then by attack."""
+    lines = []
+    compared = comparisons[comparisons["model_b"] == "baseline"]
+    for (model, split_by), rows in compared.groupby(["model_a", "split_by"], sort=False):
+        rows = rows.assign(last=rows["attack"] != "none").sort_values(["last", "attack", "epsilon"])
+        parts = [
+            f"{difference(row['difference'], row)} {'under ' * row['last']}{attack_name(row['attack'], row['epsilon'])}"
+            for row in rows.to_dict("records")
+        ]
+        lines.append(
+            f"**{model_name(model)} (split by {split_by})** against the baseline: {', '.join(parts)}."
+        )
+    return lines
+
+
+def difference(value, row, unit=" points"):
+    """A difference of two rates in points, with the interval that `row` holds as low and high where there is one."""
+    between = "" if pd.isna(row["low"]) else f" [{points(row['low'])}, {points(row['high'])}]"
+    return f"{points(value)}{unit}{between}"
+
+
+def points(value):
+    """A difference of two rates in points, whole ones but where that would make nothing of it."""
+    exact, whole = 100 * value, round(100 * value)
+    return f"{whole:+d}" if whole or abs(exact) < 0.05 else f"{exact:+.1f}"
+
+
 def readable(rows, columns):
     """A table for a notebook, as HTML: a value and its interval in one cell, epsilons as k/255, "–" for what does not exist.
 

@@ -431,7 +431,7 @@ def test_reliability_has_a_panel_for_each_condition():
         (model, words): (points, kept) for model in ("baseline", "other") for words in ("clean", "FGSM")
     }
     figure = drawn(figures.reliability_and_abstention(curves, "Reliability"))
-    assert [axes.get_title() for axes in figure.axes] == ["clean", "FGSM", "abstaining"]
+    assert [axes.get_title() for axes in figure.axes] == ["clean", "FGSM", "least sure left out"]
     assert len(figure.axes[2].lines) == 4
 
 

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from lib import evaluation, profiles, results, runs, summary
+from lib import evaluation, profiles, results, runs, summary, wording
 
 QUICK = runs.ROOT / "reports" / "quick"
 
@@ -66,7 +66,7 @@ def test_one_table_says_which_defense_at_what_cost_against_whom(quick):
     clean = of(quick, "adversarial_training", "none")
     rates = [clean["balanced_accuracy"], of(quick, "baseline", "none")["balanced_accuracy"]]
     assert cells[1].startswith(f"{rates[0]:.2f} [")
-    assert cells[2] == summary._points(rates[0] - rates[1])
+    assert cells[2] == wording.points(rates[0] - rates[1])
     transfers = [
         row["balanced_accuracy"]
         for row in quick["metrics"]
@@ -102,17 +102,6 @@ def test_what_noise_certifies_is_a_share_of_the_images():
     cells = [cell.strip()[:4] for cell in line.strip("|").split("|")]
     assert cells[1:] == ["12", "0.08", "0.75", "0.42", "0.00", "0.00"]
     assert summary._certified([]) == []
-
-
-def test_a_difference_is_in_whole_points_but_for_one_that_would_vanish():
-    assert [summary._points(each) for each in (-0.275, 0.0, -0.0002, -0.002, 0.005, 0.3)] == [
-        "-28",
-        "+0",
-        "+0",
-        "-0.2",
-        "+0.5",
-        "+30",
-    ]
 
 
 def test_a_worst_case_that_is_not_pgd_has_its_own_lines(quick):

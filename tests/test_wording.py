@@ -64,3 +64,29 @@ def test_models_and_attacks_have_names():
     assert wording.model_name("merged_fgsm") == "merged FGSM"
     assert wording.attack_name("apgd_ce", 4 / 255) == "APGD-CE 4/255"
     assert wording.attack_name("none", 0.0) == "clean" and wording.attack_name("new_one") == "new one"
+
+
+def test_a_difference_is_in_whole_points_but_for_one_that_would_vanish():
+    assert [wording.points(each) for each in (-0.275, 0.0, -0.0002, -0.002, 0.005, 0.3)] == [
+        "-28",
+        "+0",
+        "+0",
+        "-0.2",
+        "+0.5",
+        "+30",
+    ]
+
+
+def test_what_a_defense_gains_is_a_sentence_with_intervals():
+    row = {
+        "model_a": "merged_fgsm",
+        "model_b": "baseline",
+        "split_by": "case",
+        "attack": "pgd",
+        "epsilon": 4 / 255,
+    }
+    row |= {"difference": -0.18, "low": -0.28, "high": -0.08}
+    clean = row | {"attack": "none", "epsilon": 0.0, "difference": 0.02, "low": None, "high": None}
+    assert wording.gains(pd.DataFrame([row, clean, clean | {"model_b": "merged_fgsm"}])) == [
+        "**merged FGSM (split by case)** against the baseline: +2 points clean, -18 points [-28, -8] under PGD 4/255."
+    ]
