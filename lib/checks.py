@@ -9,6 +9,7 @@ from lib.wording import format_epsilon
 AUDIT = ["model", "epsilon", "steps", "restarts", "step_size", "n", "accuracy", "margin", "zero_gradient"]
 # From here on an attack that works turns every image: benign and malignant fit into each other's balls.
 HUGE = round(64 / 255, 6)  # a hair below, as records hold it
+HOLDS = "; it holds with "  # in a meaning, before the bound
 
 
 def verdicts(predictions, audit=(), train_epsilon=4 / 255):
@@ -50,7 +51,7 @@ def verdicts(predictions, audit=(), train_epsilon=4 / 255):
                 value, where = (max if bound == "at most" else min)(values, key=lambda pair: pair[0])
                 holds = value <= limit + 1e-9 if bound == "at most" else value >= limit - 1e-9
                 verdict = "holds" if holds else "fails"
-                meaning = f"{words.format(value=value)} ({where}); it holds with {bound} {limit:g}."
+                meaning = f"{words.format(value=value)} ({where}){HOLDS}{bound} {limit:g}."
             else:
                 value, verdict = None, "not applicable"
                 meaning = "The check is not for this model, or what it needs was not run or has no interval."

@@ -569,9 +569,9 @@ def _trainings(results, split_by):
     return lines
 
 
-def _checks(checks):
+def _checks(verdicts):
     """One line a check, one column a model; below it what the check asks."""
-    found = {(check["name"], check["model"]): check for check in checks}
+    found = {(check["name"], check["model"]): check for check in verdicts}
     models = [name for name in figures.MODEL_COLORS if any(model == name for _, model in found)]
     lines = [
         "",
@@ -580,19 +580,23 @@ def _checks(checks):
         *_header("what a claim of robustness must survive", *map(wording.model_name, models)),
     ]
     for name in dict.fromkeys(name for name, _ in found):
-        cells = []
+        meanings = [check["meaning"] for check in verdicts if check["name"] == name]
+        asked = {text.rpartition(checks.HOLDS)[2].rstrip(".") for text in meanings if checks.HOLDS in text}
+        bound, cells = (f" ({asked.pop()})" if len(asked) == 1 else ""), []
         for model in models:
             check = found.get((name, model), {"value": None})
             value = None if check["value"] is None else round(check["value"], 6) + 0.0
             cells.append("–" if value is None else f"{check['verdict']} ({wording.number(value)})")
-        lines.append(f"| {' | '.join([name, *cells])} |")
+        lines.append(f"| {' | '.join([name + bound, *cells])} |")
     lines += ["", "What the values say, for the baseline:", ""]
     lines += [
         f"- {check['name']}: {check['meaning']}"
-        for check in checks
+        for check in verdicts
         if check["model"] == "baseline" and check["value"] is not None
     ]
-    fails = [check for check in checks if check["verdict"] == "fails" and check["model"] in profiles.DEFENSES]
+    fails = [
+        check for check in verdicts if check["verdict"] == "fails" and check["model"] in profiles.DEFENSES
+    ]
     lines += ["", "What fails for the defenses:", ""] if fails else []
     lines += [
         f"- {wording.model_name(check['model'])}, {check['name']}: {check['meaning']}" for check in fails
