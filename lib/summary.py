@@ -15,7 +15,7 @@ DRAWN_NOTE = (
 SPLITS = {
     "case": "no case on two sides",
     "image": "as the papers split: images of one case are on several sides",
-    "fold": "the database's own five folds, by patient folder: some cases are on both sides",
+    "fold": "the database's own five folds, by patient folder: some cases are on both sides, some images are tested several times",
 }
 # What a reader has to know before quoting a number.
 READING = (
