@@ -498,14 +498,14 @@ def _made(results):
 
 
 def _made_alike(one, two):
-    """Whether the models of two runs differ in the seed at most; of the recipes tried, those count that were kept."""
+    """Whether the models of two runs differ in the seed at most; of the recipes, what one kept the other must have tried."""
     left, right = (
         {name: value for name, value in _made(each).items() if name not in (*ADDED, "recipes", "seed")}
         for each in (one, two)
     )
-    tried = [each["parameters"].get("recipes") for each in (one, two)]
+    tried = [set(each["parameters"].get("recipes", [])) for each in (one, two)]
     kept = [{row["recipe"] for row in each.get("recipes", []) if row["kept"]} for each in (one, two)]
-    return left == right and (tried[0] == tried[1] or kept[0] == kept[1])
+    return left == right and kept[0] <= tried[1] and kept[1] <= tried[0]
 
 
 def _augmentations(results, rows):
