@@ -136,7 +136,7 @@ def _listed(root):
         raise ValueError(
             f"{root / LIST} is not a table in UTF-8 with commas between the cells: {error}"
         ) from error
-    listed = listed.rename(columns=str.strip).apply(lambda column: column.str.strip())
+    listed = listed.fillna("").rename(columns=str.strip).apply(lambda column: column.str.strip())
     if lacks := [name for name in LISTED if name not in listed]:
         raise ValueError(
             f"{root / LIST} lacks the columns {', '.join(lacks)}: its first line must name {','.join(LISTED)}, with commas between."

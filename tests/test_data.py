@@ -175,6 +175,9 @@ def test_a_row_that_cannot_be_meant_is_named_and_left_out_only_when_asked(own, c
         ValueError, match=r"images\.csv lacks the columns case: its first line must name path,"
     ):
         data.index_images(own)
+    (own / data.LIST).write_text("path,label,case,magnification\nslides/b0.jpg,benign\n\n")
+    with pytest.raises(ValueError, match=r"1 bad files:\n  line 2 of images\.csv: no case"):
+        data.index_images(own)
     (own / data.LIST).write_bytes("path,label,case,magnification\na.jpg,benign,Müller,100\n".encode("cp1252"))
     with pytest.raises(ValueError, match=r"images\.csv is not a table in UTF-8 with commas"):
         data.index_images(own)
