@@ -9,7 +9,6 @@ from lib.wording import format_epsilon
 AUDIT = ["model", "epsilon", "steps", "restarts", "step_size", "n", "accuracy", "margin", "zero_gradient"]
 # From here on an attack that works turns every image: benign and malignant fit into each other's balls.
 HUGE = round(64 / 255, 6)  # a hair below, as records hold it
-HOLDS = "; it holds with "  # in a meaning, before the bound
 
 
 def verdicts(predictions, audit=(), train_epsilon=4 / 255):
@@ -17,7 +16,7 @@ def verdicts(predictions, audit=(), train_epsilon=4 / 255):
 
     train_epsilon: a fraction; two checks look at the tested epsilon nearest to it alone. audit: what `robustness.pgd_by_steps` found,
     a DataFrame or dicts; without it the checks that need it are not applicable.
-    Returns dicts with name, model, value, verdict ("holds", "fails" or "not applicable") and meaning. The value is
+    Returns dicts with name, model, value, bound, verdict ("holds", "fails" or "not applicable") and meaning. The value is
     the most unfavorable one over splits, seeds and epsilons, and the meaning says where it was found; it is null
     where an attack that the check needs was not run. Accuracies are compared on the images that both attacks had.
     """
@@ -51,12 +50,12 @@ def verdicts(predictions, audit=(), train_epsilon=4 / 255):
                 value, where = (max if bound == "at most" else min)(values, key=lambda pair: pair[0])
                 holds = value <= limit + 1e-9 if bound == "at most" else value >= limit - 1e-9
                 verdict = "holds" if holds else "fails"
-                meaning = f"{words.format(value=value)} ({where}){HOLDS}{bound} {limit:g}."
+                meaning = f"{words.format(value=value)} ({where}); it holds with {bound} {limit:g}."
             else:
                 value, verdict = None, "not applicable"
                 meaning = "The check is not for this model, or what it needs was not run or has no interval."
-            row = {"name": name, "model": model, "value": value, "verdict": verdict, "meaning": meaning}
-            found.append(row)
+            row = {"name": name, "model": model, "value": value, "bound": f"{bound} {limit:g}"}
+            found.append(row | {"verdict": verdict, "meaning": meaning})
     return found
 
 

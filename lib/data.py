@@ -136,6 +136,10 @@ def _listed(root):
         raise ValueError(
             f"{root / LIST} is not a table in UTF-8 with commas between the cells: {error}"
         ) from error
+    if not isinstance(listed.index, pd.RangeIndex):
+        raise ValueError(f"{root / LIST}: a line has more cells than the first, which names the columns.")
+    if listed.empty:
+        raise ValueError(f"{root / LIST} lists no image.")
     listed = listed.fillna("").rename(columns=str.strip).apply(lambda column: column.str.strip())
     if lacks := [name for name in LISTED if name not in listed]:
         raise ValueError(
@@ -146,7 +150,7 @@ def _listed(root):
         if not any(row.values()):
             continue
         path = (root / row["path"]).resolve()
-        problem = _problem(row, path)
+        problem = _problem(row, path, root)
         if not problem and path in lines:
             problem = f"{row['path']} stands in line {lines[path]} already"
         if problem:
@@ -159,14 +163,16 @@ def _listed(root):
     return rows, bad
 
 
-def _problem(row, path):
+def _problem(row, path, root):
     """What is wrong with a row of a list, in words; None where nothing is."""
     if row["label"] not in CLASSES:
         return f"label {row['label']!r} is neither {' nor '.join(CLASSES)}"
     if not row["case"]:
         return "no case; images of one patient must share one, or the split leaks"
-    if not re.fullmatch(r"\d+(\.0*)?", row["magnification"]):
+    if not re.fullmatch(r"\d{1,6}(\.0*)?", row["magnification"]):
         return f"magnification {row['magnification']!r} is no whole number, such as 100"
+    if not path.is_relative_to(root.resolve()):
+        return f"{path} lies outside of {root}, where a change of it would not be noticed"
     if not path.is_file():
         return f"no file {path}"
     return None
@@ -185,11 +191,15 @@ def _refuse(messages, what, skip):
 
 def fingerprint(index):
     """A short hash of names and contents, and of what a list says: two data sets with one fingerprint are the same."""
-    told = index["image"] + " " + index["sha256"]
-    own = ~index["image"].map(lambda name: FILE_NAME.fullmatch(name) is not None).astype(bool)
-    for name in ("label", "case", "magnification", "subtype"):
-        told = told.where(~own, told + " " + index[name].astype(str))
-    text = "\n".join(sorted(told))
+    told = ("label", "case", "magnification", "subtype")
+    lines = []
+    for row in index[["image", "sha256", *told]].to_dict("records"):
+        line = f"{row['image']} {row['sha256']}"
+        named = parse_name(row["image"]) if FILE_NAME.fullmatch(row["image"]) else {}
+        if any(row[name] != named.get(name) for name in told):
+            line += "".join(f" {row[name]}" for name in told)
+        lines.append(line)
+    text = "\n".join(sorted(lines))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -256,8 +266,12 @@ def split_by_case(index, seed, folds=1):
     (StratifiedGroupKFold): every row once a fold, in each fold one part for test, and from the rest, in each class, cases that hold
     at least a tenth of the images for validation. Raises ValueError where a class has fewer than five cases, or than folds.
     """
-    cases = index.groupby("case")["label"].first()
-    smallest = cases.value_counts().reindex(list(CLASSES), fill_value=0)
+    smallest = index.groupby("label")["case"].nunique().reindex(list(CLASSES), fill_value=0)
+    # A case that holds both classes is drawn with those of the class that fewer cases hold.
+    rarer = smallest.idxmin()
+    cases = index.groupby("case")["label"].agg(
+        lambda labels: rarer if (labels != labels.iloc[0]).any() else labels.iloc[0]
+    )
     if smallest.min() < (needed := max(FOLDS, folds)):
         raise ValueError(
             f"Too few cases to split by case: {smallest['benign']} benign and {smallest['malignant']} malignant, "
@@ -267,7 +281,7 @@ def split_by_case(index, seed, folds=1):
     if folds == 1 and smallest.min() >= FEW_CASES:
         side = {}
         for label in CLASSES:
-            shuffled = rng.permutation(cases.index[cases == label].to_numpy())
+            shuffled = rng.permutation(cases.index[cases == label].to_numpy(copy=True))
             test = max(TEST_CASES, len(shuffled) // 5)
             validation = max(2, len(shuffled) // 10)
             side |= dict.fromkeys(shuffled, "train")
@@ -285,7 +299,9 @@ def split_by_case(index, seed, folds=1):
         table.loc[test, "split"] = "test"
         held = cases[sorted(set(index["case"].iloc[rest]))]
         for label in CLASSES:
-            shuffled = rng.permutation(held.index[held == label].to_numpy())
+            shuffled = rng.permutation(held.index[held == label].to_numpy(copy=True))
+            if not len(shuffled):
+                continue
             images = sizes[shuffled].cumsum()
             chosen = shuffled[: 1 + np.searchsorted(images, images.iloc[-1] / 10)]
             table.loc[table["case"].isin(chosen), "split"] = "validation"

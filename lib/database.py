@@ -4,19 +4,14 @@
 """
 
 import gzip
-import os
 import shutil
 import sys
 import tarfile
 import zlib
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pooch
-import requests
-import urllib3
 from filelock import FileLock
 from tqdm import tqdm
 
@@ -51,27 +46,19 @@ def fetch(folder=None, url=URL):
     """
     folder = Path(folder or runs.home() / "data")
     done, archive = folder / "BreaKHis_v1", folder / "BreaKHis_v1.tar.gz"
+    if done.is_dir():
+        return done
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".BreaKHis_v1.lock"):  # two runs that start together download once
         if not done.is_dir():
             print(NOTE, file=sys.stderr)
             try:
-                download(url, archive, "downloading BreaKHis")
+                runs.download(url, archive, "downloading BreaKHis")
             except ConnectionError as error:
                 raise ConnectionError(f"{error}, or put it there by hand as {archive}.") from error
             _unpack(archive, done)
             archive.unlink()
     return done
-
-
-def download(url, path, said):
-    """The file at `url` as `path`; half a download, kept beside it as .part, goes on where it ended. said: what progress is called.
-
-    Raises ConnectionError, without a full stop so that the caller can go on, where the network fails.
-    """
-    part = path.with_name(f"{path.name}.part")
-    resuming = partial(_resuming, part=part, said=said)
-    pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=resuming)
 
 
 def missing(index):
@@ -99,37 +86,6 @@ def check(index, allow_incomplete=False):
         )
     if lacks:
         tqdm.write(f"not the whole database: {lacks}")
-
-
-def _resuming(url, output_file, _, part, said):
-    """A downloader for pooch that goes on where an earlier one ended: what came so far is kept in `part`."""
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    try:
-        with requests.get(url, stream=True, timeout=60, headers=headers) as answer:
-            if answer.headers.get("Content-Range") == f"bytes */{have}":
-                os.replace(part, output_file)  # all of it had come before
-                return
-            if answer.status_code == requests.codes.requested_range_not_satisfiable:
-                part.unlink()
-                raise ConnectionError(f"{url} is shorter than what was kept of it. Run again to start anew")
-            answer.raise_for_status()
-            length = int(answer.headers.get("Content-Length") or 0)
-            if answer.status_code != requests.codes.partial_content:
-                if 0 < length < have:
-                    raise requests.RequestException("what came is another page, shorter than what is kept")
-                have = 0  # a server that cannot go on sends everything again
-            total = have + length if length else None
-            progress = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=said)
-            with runs.writing(part), progress, open(part, "ab" if have else "wb") as file:
-                # The bytes as they come, not unzipped on the way even where the server says that they may be.
-                for chunk in answer.raw.stream(2**20, decode_content=False):
-                    file.write(chunk)
-                    progress.update(len(chunk))
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        kept = f"{part.stat().st_size / 1e9:.1f} GB are kept" if part.exists() else "nothing was kept"
-        raise ConnectionError(f"Could not download {url} ({error}); {kept}. Run again to go on") from error
-    os.replace(part, output_file)
 
 
 def _unpack(archive, done):

@@ -385,23 +385,23 @@ def bootstrap_interval(values, cases, strata, statistic=mean_of_sums, *, resampl
     (resamples, k) and the number of images (resamples,) that gives (resamples,), by default the mean, or (resamples, m); where
     it is NaN, the resample is left out.
     Returns (low, high), both NaN with fewer than five cases in a class that is there, or two arrays (m,). Does not depend on
-    the order of the rows. A case that lies in two strata is drawn with the one that holds most of its images.
+    the order of the rows. Cases that hold several classes are a stratum of their own, and count in each.
     """
     values = np.asarray(values, float)
     values = values[:, None] if values.ndim == 1 else values
     names, case = np.unique(np.asarray(cases, str), return_inverse=True)
     levels, level = np.unique(np.asarray(strata), return_inverse=True)
-    level_of_case = np.zeros((len(names), len(levels)), int)
-    np.add.at(level_of_case, (case, level), 1)
-    level_of_case = level_of_case.argmax(1) if len(levels) else np.zeros(0, int)
-    sizes = np.bincount(level_of_case, minlength=len(levels))
-    if not len(levels) or sizes.min() < MIN_CASES:
+    holds = np.zeros((len(names), len(levels)), int)
+    holds[case, level] = 1
+    if not len(levels) or holds.sum(0).min() < MIN_CASES:
         return np.nan, np.nan
+    stratum_of_case = np.unique(holds @ (1 << np.arange(len(levels))), return_inverse=True)[1]
+    sizes = np.bincount(stratum_of_case)
     columns = np.column_stack([values, np.ones(len(values))])
     per_case = np.column_stack([np.bincount(case, column) for column in columns.T])
     sums = 0
-    for k in range(len(levels)):
-        sums = sums + _case_counts(sizes[k], resamples, seed, k) @ per_case[level_of_case == k]
+    for k, size in enumerate(sizes):
+        sums = sums + _case_counts(size, resamples, seed, k) @ per_case[stratum_of_case == k]
     drawn = statistic(sums[:, :-1], sums[:, -1])
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # nowhere defined: NaN
         return tuple(np.nanquantile(drawn, [0.025, 0.975], axis=0))

@@ -119,11 +119,9 @@ def _load_xrv(name, weights_dir=""):
     folder = Path(weights_dir or XRV_CACHE).expanduser()
     path = folder / os.path.basename(url)
     if not path.exists():
-        from lib import database  # here, since few runs download anything
-
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            database.download(url, path, f"downloading {name}")
+            runs.download(url, path, f"downloading {name}")
         except ConnectionError as error:
             raise ConnectionError(
                 f"{error}. Offline? Put the file {path.name} into {folder}, name its folder in weights_dir, or start from pretrained: none."

@@ -111,7 +111,7 @@ TRAINING = (
         ["precision"],
     ),
 )
-WEIGHTS = (
+CHEST_WEIGHTS = (
     "which chest X-ray weights, and how color enters them, is not given: those of all sets of X-rays, the first convolution for each "
     "of three channels with a third of its weights, so that a gray image gives what it gave",
     ["pretrained"],
@@ -140,13 +140,12 @@ OPEN = {
             "take, then the baseline's images",
             [],
         ),
-        WEIGHTS,
         *TRAINING,
     ],
     ALAM: [
         (
-            "optimizer, rate, batch, epochs and size are not given: Adam and those of the run, the same for both models",
-            ["learning_rate", "batch_size", "epochs", "image_size"],
+            "optimizer, rate, batch, epochs, size and starting weights are not given: Adam and those of the run, the same for both models",
+            ["learning_rate", "batch_size", "epochs", "image_size", "pretrained"],
         ),
         (
             "FGSM's epsilon is not given: the one at which our model A, on validation images, falls nearest to theirs, as the fall "
@@ -166,7 +165,6 @@ OPEN = {
             "on which images model B was tested is not given: clean, under its own FGSM and under model A's, since each asks something else",
             [],
         ),
-        WEIGHTS,
         *TRAINING,
     ],
 }
@@ -289,7 +287,8 @@ def deviations(paper, parameters, images=None):
         used = parameters[name]
         if not _is_asked(name, used, asked):
             said.append(f"{name} {_words(used)} instead of {_words(asked)}")
-    for text, names in OPEN[paper]:
+    chest = str(parameters.get("pretrained", "")).startswith("densenet121")
+    for text, names in OPEN[paper] + [CHEST_WEIGHTS] * chest:
         values = [f"{name} {_words(parameters[name], 'none')}" for name in names if name in parameters]
         said.append(f"{text} ({', '.join(values)})" if values else text)
     return said

@@ -5,6 +5,7 @@ of holding them, and read well in light and dark. Of a run on real tissue everyt
 git ignores; `tissue_leaks` checks that for the files git tracks.
 """
 
+import contextlib
 import copy
 import gzip
 import html
@@ -74,15 +75,18 @@ def tissue_leaks(report_folder, files):
     """What must not be tracked in a report on real tissue, one sentence each; an empty list for drawn tissue.
 
     files: the tracked files, absolute or relative to the report folder. A report counts as real unless its dataset.json or
-    results.json says that the tissue is drawn. Refused are HTML, notebooks, anything under images/, and every picture that
+    results.json says that the tissue is drawn. Refused are all files of a report on own images, and of BreaKHis HTML, notebooks, anything under images/, and every picture that
     is not a PNG marked "Shows tissue": "no".
     """
     report_folder = Path(report_folder)
-    if _is_drawn(report_folder):
+    if _about(report_folder, "synthetic") is True:
         return []
-    leaks = []
+    leaks, own = [], _about(report_folder, "name") not in (None, data.DATABASE)
     for file in files:
         path = report_folder / file
+        if own:
+            leaks.append(f"{path}: a report on own images names them and their cases")
+            continue
         if path.suffix.lower() in (".html", ".htm", ".ipynb"):
             leaks.append(f"{path}: a page of a real-data report may hold tissue")
         elif "images" in path.relative_to(report_folder).parts[:-1]:
@@ -109,16 +113,13 @@ def tissue_leaks(report_folder, files):
     return leaks
 
 
-def _is_drawn(report_folder):
-    for name, keys in (("dataset.json", ("synthetic",)), ("results.json", ("dataset", "synthetic"))):
-        try:
-            value = json.loads((report_folder / name).read_text("utf-8"))
-            for key in keys:
-                value = value[key]
-            return value is True
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return False
+def _about(report_folder, key):
+    """What a report says of its data set, in dataset.json or results.json; None where it does not."""
+    for name in ("dataset.json", "results.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            about = json.loads((report_folder / name).read_text("utf-8"))
+            return (about if name == "dataset.json" else about["dataset"])[key]
+    return None
 
 
 def _shows_tissue(path):

@@ -347,7 +347,7 @@ def _kept(folder, name, images, what, make, asked):
         shown = _some(folder, name, images, options.pop("among"))
         runs.write_table(path, make(name, shown, **options))
         runs.write_recipe(path, recipe)
-    return pd.read_csv(path, dtype={"case": str})
+    return runs.read_table(path)
 
 
 def _some(folder, name, images, among):

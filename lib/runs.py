@@ -13,11 +13,13 @@ import os
 import platform
 import subprocess
 from fnmatch import fnmatch
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 
 import yaml
+from filelock import FileLock
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -259,9 +261,67 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def download(url, path, said):
+    """The file at `url` as `path`; half a download, kept beside it as .part, goes on where it ended. said: what progress is called.
+
+    Raises ConnectionError, without a full stop so that the caller can go on, where the network fails.
+    """
+    import pooch  # here, since few runs download anything
+
+    pooch.get_logger().setLevel("WARNING")  # the bar says what is downloaded
+    part = path.with_name(f"{path.name}.part")
+    resuming = partial(_resuming, part=part, said=said)
+    with FileLock(path.with_name(f".{path.name}.lock")):  # two runs that start together download once
+        pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=resuming)
+
+
+def _resuming(url, output_file, _, part, said):
+    """A downloader for pooch that goes on where an earlier one ended: what came so far is kept in `part`."""
+    import requests
+    import urllib3
+
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        with requests.get(url, stream=True, timeout=60, headers=headers) as answer:
+            if answer.headers.get("Content-Range") == f"bytes */{have}":
+                os.replace(part, output_file)  # all of it had come before
+                return
+            if answer.status_code == requests.codes.requested_range_not_satisfiable:
+                part.unlink()
+                raise ConnectionError(f"{url} is shorter than what was kept of it. Run again to start anew")
+            answer.raise_for_status()
+            length = int(answer.headers.get("Content-Length") or 0)
+            if answer.status_code != requests.codes.partial_content:
+                if length < have:
+                    raise requests.RequestException(
+                        f"what came is another page, or shorter than what is kept; delete {part} to start anew"
+                    )
+                have = 0  # a server that cannot go on sends everything again
+            total = have + length if length else None
+            progress = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=said)
+            with writing(part), progress, open(part, "ab" if have else "wb") as file:
+                # The bytes as they come, not unzipped on the way even where the server says that they may be.
+                for chunk in answer.raw.stream(2**20, decode_content=False):
+                    file.write(chunk)
+                    progress.update(len(chunk))
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        kept = f"{part.stat().st_size / 1e6:,.1f} MB are kept" if part.exists() else "nothing was kept"
+        raise ConnectionError(f"Could not download {url} ({error}); {kept}. Run again to go on") from error
+    os.replace(part, output_file)
+
+
 def write_table(path, frame):
     """Write a DataFrame as CSV, whole or not at all."""
     write_text(path, frame.to_csv(index=False))
+
+
+def read_table(path):
+    """A table that `write_table` wrote, names of images and cases as text."""
+    import pandas as pd
+
+    text = dict.fromkeys(("image", "case", "label"), str)
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
 
 
 def write_text(path, text):

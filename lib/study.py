@@ -187,13 +187,14 @@ def _data_state(data_root):
     if data_root in (None, "synthetic"):
         return None
     if data_root == "breakhis":
-        from lib import database
+        from lib import data, database
 
         listing = _listing(runs.home() / "data" / "BreaKHis_v1", skip=())
         images = sum(name.endswith(".png") for name in listing)
         if images not in (0, database.TOTAL):
             return listing
-        return {name: state for name, state in listing.items() if Path(name).match("dsfold*.txt")} or None
+        told = ("dsfold*.txt", data.LIST)
+        return {name: state for name, state in listing.items() if any(map(Path(name).match, told))} or None
     return _listing(Path(data_root), skip=())
 
 

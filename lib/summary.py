@@ -26,8 +26,9 @@ READING = (
     "clean and in the worst case at the epsilon of training; for others it is said to be corrected for all comparisons of the run."
 )
 # Parameters that add models, attacks or votes to a run and leave what else is in it as it is.
-ADDED = ("epsilons", "audit_steps", "square_queries", "audit_images", "noise_samples")
-ADDED += ("other_augmentations", "other_sigmas", "other_starts")
+COSTLY = ("audit_steps", "square_queries")
+ADDED = ("epsilons", *COSTLY, "audit_images", "noise_samples", "other_augmentations", "other_sigmas")
+ADDED += ("other_starts",)
 
 
 def write(results, split_by, primary_defense, other=None):
@@ -465,8 +466,8 @@ def _over_seeds(results, other):
     alike = list(runs_by_seed.values())
     every = [_rows(each, each["parameters"]["split_by"]) for each in alike]
     models, epsilon = _models(every[0]), _reference(results, _epsilons(every[0]))
-    attacks = {tuple(str(each["parameters"].get(name)) for name in ADDED) for each in alike}
-    attacked = ("fgsm", "pgd", *["worst_case"] * (len(attacks) == 1))
+    asked = [[each["parameters"].get(name) for name in ("epsilons", *COSTLY)] for each in alike]
+    attacked = ("fgsm", "pgd", *["worst_case"] * all(each == asked[0] for each in asked))
     tests = [("none", 0.0), *((attack, epsilon) for attack in attacked)]
     shown = [(*test, rate) for rate in ("accuracy", "balanced_accuracy") for test in tests]
     lines = _header("test", *map(wording.model_name, models))
@@ -474,8 +475,8 @@ def _over_seeds(results, other):
         cells = []
         for model in models:
             values = [rows.get((model, attack, at), {}).get(rate) for rows in every]
-            values = [value for value in values if value is not None]
-            cells.append(f"{fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else "")
+            told = None not in values
+            cells.append(f"{fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})" if told else "")
         name = wording.attack_name(attack, at) + " balanced accuracy" * (rate != "accuracy")
         lines.append(f"| {' | '.join([name, *cells])} |")
     seeds = ", ".join(map(str, runs_by_seed))
@@ -580,14 +581,13 @@ def _checks(verdicts):
         *_header("what a claim of robustness must survive", *map(wording.model_name, models)),
     ]
     for name in dict.fromkeys(name for name, _ in found):
-        meanings = [check["meaning"] for check in verdicts if check["name"] == name]
-        asked = {text.rpartition(checks.HOLDS)[2].rstrip(".") for text in meanings if checks.HOLDS in text}
-        bound, cells = (f" ({asked.pop()})" if len(asked) == 1 else ""), []
+        bound = next(check["bound"] for check in verdicts if check["name"] == name)
+        cells = []
         for model in models:
             check = found.get((name, model), {"value": None})
             value = None if check["value"] is None else round(check["value"], 6) + 0.0
             cells.append("–" if value is None else f"{check['verdict']} ({wording.number(value)})")
-        lines.append(f"| {' | '.join([name + bound, *cells])} |")
+        lines.append(f"| {' | '.join([f'{name} ({bound})', *cells])} |")
     lines += ["", "What the values say, for the baseline:", ""]
     lines += [
         f"- {check['name']}: {check['meaning']}"

@@ -149,4 +149,4 @@ def test_checks_tell_the_most_unfavorable_seed():
     assert "4/255" in row["meaning"]
     assert "seed 1" in row["meaning"]
     assert found["other", "FGSM does not overstate accuracy"]["verdict"] == "holds"
-    assert list(row) == ["name", "model", "value", "verdict", "meaning"]
+    assert list(row) == ["name", "model", "value", "bound", "verdict", "meaning"]

@@ -1,5 +1,6 @@
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -129,6 +130,27 @@ def test_a_list_is_read_as_spreadsheets_write_it(own):
         assert data.fingerprint(changed) != data.fingerprint(plain), "what a list says counts"
 
 
+@pytest.mark.parametrize("cases", [6, 20])
+def test_cases_of_both_classes_are_split_whole(cases):
+    """Every patient has an image of each class: in folds and in one split alike."""
+    case = np.repeat([f"p{k}" for k in range(cases)], 2)
+    index = pd.DataFrame({"case": case, "label": ["benign", "malignant"] * cases, "image": range(2 * cases)})
+    for _, rows in data.split_by_case(index, seed=0).groupby("fold"):
+        assert rows.groupby("case")["split"].nunique().max() == 1
+        assert rows.groupby("split")["label"].nunique().tolist() == [2, 2, 2]
+
+
+def test_what_a_list_says_of_images_with_names_of_the_database_counts(drawn, tmp_path):
+    tree = shutil.copytree(drawn, tmp_path / "tree")
+    known = data.index_images(tree)
+    names = [str(Path(path).relative_to(tree)) for path in known["path"]]
+    listed = known.assign(path=names)[[*data.LISTED, "subtype"]]
+    listed.to_csv(tree / data.LIST, index=False)
+    one = data.fingerprint(data.index_images(tree))
+    listed.assign(case="p" + listed["case"]).to_csv(tree / data.LIST, index=False)
+    assert data.fingerprint(data.index_images(tree)) != one
+
+
 def test_numbers_are_names_too(own, tmp_path):
     """Files without an ending whose names are numbers stay text on the way through split.csv."""
     listed = pd.read_csv(own / data.LIST, dtype=str)
@@ -160,6 +182,7 @@ def test_an_image_of_another_source_must_show_enough_and_be_rgb(tmp_path, monkey
         ("path", "nowhere.jpg", "line 3 of images.csv: no file .*nowhere.jpg"),
         ("magnification", "10x", "line 3 of images.csv: magnification '10x' is no whole number"),
         ("case", "", "line 3 of images.csv: no case; images of one patient must share one"),
+        ("path", "../cat.png", "line 3 of images.csv: .*cat.png lies outside of "),
         ("path", "./slides/b0.jpg", "line 3 of images.csv: ./slides/b0.jpg stands in line 2 already"),
     ],
 )
@@ -177,6 +200,12 @@ def test_a_row_that_cannot_be_meant_is_named_and_left_out_only_when_asked(own, c
         data.index_images(own)
     (own / data.LIST).write_text("path,label,case,magnification\nslides/b0.jpg,benign\n\n")
     with pytest.raises(ValueError, match=r"1 bad files:\n  line 2 of images\.csv: no case"):
+        data.index_images(own)
+    (own / data.LIST).write_text("path,label,case,magnification\nslides/b0.jpg,benign,Smith, John,100\n")
+    with pytest.raises(ValueError, match=r"images\.csv: a line has more cells than the first"):
+        data.index_images(own)
+    (own / data.LIST).write_text("path,label,case,magnification\n")
+    with pytest.raises(ValueError, match=r"images\.csv lists no image"):
         data.index_images(own)
     (own / data.LIST).write_bytes("path,label,case,magnification\na.jpg,benign,Müller,100\n".encode("cp1252"))
     with pytest.raises(ValueError, match=r"images\.csv is not a table in UTF-8 with commas"):

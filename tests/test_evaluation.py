@@ -388,17 +388,21 @@ def test_interval_needs_five_cases_in_each_class():
     assert np.isnan(evaluation.bootstrap_interval([], [], [])).all()
 
 
-def test_a_case_of_both_classes_is_drawn_whole():
-    """A patient may have benign and malignant tissue; with the class of most of its images it is one unit as any other."""
-    right, cases = np.tile([1.0, 0.0, 1.0], 8), np.repeat(np.arange(12), 2)
-    malignant = cases >= 6
-    alone = evaluation.bootstrap_interval(right, cases, malignant)
-    malignant[0] = True  # one of the two images of case 0: a tie stays with the first class
-    assert evaluation.bootstrap_interval(right, cases, malignant) == alone
+def test_a_case_of_both_classes_is_drawn_whole_and_counts_in_each():
+    """A patient may have benign and malignant tissue: such cases are drawn among each other, each with all of its images."""
+    rng = np.random.default_rng(0)
+    cases, right = np.repeat(np.arange(20), 2), rng.random(40) < 0.7
+    malignant = np.tile([True, False], 20)
+    found = evaluation.bootstrap_interval(right, cases, malignant)
+    assert found == evaluation.bootstrap_interval(right, cases, np.ones(40, bool)), "one stratum of all cases"
+    few = np.where(cases < 4, malignant, True)
+    assert np.isnan(evaluation.bootstrap_interval(right, cases, few)).all(), "four cases hold benign images"
+    assert np.isfinite(
+        evaluation.bootstrap_interval(right, cases, np.where(cases < 5, malignant, True))
+    ).all()
     table, margins = random_table(3)
     table["case"] = table["case"].where(np.arange(len(table)) > 1, table["case"].iloc[-1])
-    measured = evaluation.metrics(rows(table, margins, "m", "none", 0.0))
-    whole = one(measured, subset="all")
+    whole = one(evaluation.metrics(rows(table, margins, "m", "none", 0.0)), subset="all")
     assert whole[["accuracy_low", "auroc_low", "patient_score_low"]].notna().all()
 
 

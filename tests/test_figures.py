@@ -333,7 +333,7 @@ def test_a_papers_values_stand_beside_ours():
         record("Table 2", "original model: accuracy", "clean images", 0.98, 0.9, paper="B"),
     ]
     figure = figures.beside_paper(records, "A")
-    drawn(figure)
+    assert "published beside ours, FGSM at 4/255" in texts(drawn(figure)).replace("\n", " ")
     left, right = figure.axes
     assert [label.get_text() for label in left.get_yticklabels()] == [
         "model B: accuracy",
@@ -426,13 +426,15 @@ def test_steps_curves_mark_the_restarts():
 
 def test_reliability_has_a_panel_for_each_condition():
     points = pd.DataFrame({"p": [0.2, 0.8], "malignant": [0.1, 0.9], "n": [5, 5]})
-    kept = pd.DataFrame({"abstained": [0, 0.5], "accuracy": [0.8, 1.0]})
+    kept = pd.DataFrame({"abstained": np.arange(30) / 30, "accuracy": np.linspace(0.8, 1.0, 30)})
     curves = {
         (model, words): (points, kept) for model in ("baseline", "other") for words in ("clean", "FGSM")
     }
     figure = drawn(figures.reliability_and_abstention(curves, "Reliability"))
     assert [axes.get_title() for axes in figure.axes] == ["clean", "FGSM", "least sure left out"]
     assert len(figure.axes[2].lines) == 4
+    # Of thirty images eleven can go unanswered until fewer than twenty are left.
+    assert all(line.get_xdata().max() == 10 / 30 for line in figure.axes[2].lines)
 
 
 def test_certified_accuracy_falls_with_the_radius():

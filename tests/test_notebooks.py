@@ -161,7 +161,11 @@ def test_own_images_are_studied_and_not_taken_for_the_database(own, tmp_path, mo
     parameters = _own(NOTEBOOKS[0], profiles.load("smoke") | asked | {"other_starts": []})
     papermill.execute_notebook(NOTEBOOKS[0], None, parameters, kernel_name="python3", progress_bar=False)
     about = runs.dataset("smoke")
-    assert about["name"] == own.name and not about["synthetic"] and about["magnifications"] == [250]
+    assert (
+        about["name"] == f"own images in {own.name}"
+        and not about["synthetic"]
+        and about["magnifications"] == [250]
+    )
     table = data.load_split(tmp_path / "runs" / "smoke" / "split.csv")
     assert table.groupby("split_by")["image"].nunique().to_dict() == {"case": 20, "image": 20}
 

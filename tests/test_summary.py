@@ -138,6 +138,8 @@ def test_other_seeds_and_the_other_split_stand_beside(quick):
     told = summary.write(quick, "case", "adversarial_training", {"fewer": fewer})
     told = told.split("otherwise made alike")[1].split("## ")[0]
     assert "| worst case" not in told and f"| clean | {spread} | " in told, "other attacks, the same models"
+    empty = told.split("| PGD 4/255 |")[1].split("\n")[0]
+    assert set(empty) <= set(" |"), "no spread of what one run alone has"
     other_recipe = [row | {"recipe": "pgd"} for row in quick["recipes"]]
     other_recipe = {"recipes": other_recipe, "parameters": seed["parameters"] | {"recipes": ["pgd"]}}
     told = summary.write(quick, "case", "adversarial_training", {"pgd": seed | other_recipe})
