@@ -224,7 +224,7 @@ def select(index, magnifications=(), subtypes=()):
     if missing:
         raise ValueError(
             f"No {' and no '.join(missing)} image at magnifications {list(magnifications) or 'all'} with subtypes "
-            f"{list(subtypes) or 'all'}: both classes are needed. The folder holds {_counts(index)} (starting weights such as 200X ask for images of theirs)."
+            f"{list(subtypes) or 'all'}: both classes are needed. The folder holds {_counts(index)} (starting weights such as 200X are trained on images of that magnification)."
         )
     return rows.reset_index(drop=True)
 

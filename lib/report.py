@@ -75,8 +75,8 @@ def tissue_leaks(report_folder, files):
     """What must not be tracked in a report on real tissue, one sentence each; an empty list for drawn tissue.
 
     files: the tracked files, absolute or relative to the report folder. A report counts as real unless its dataset.json or
-    results.json says that the tissue is drawn. Refused are all files of a report on own images, and of BreaKHis HTML, notebooks, anything under images/, and every picture that
-    is not a PNG marked "Shows tissue": "no".
+    results.json says that the tissue is drawn. Refused are all files of a report on own images, and
+    of one on BreaKHis HTML, notebooks, anything under images/, and every picture that is not a PNG marked "Shows tissue": "no".
     """
     report_folder = Path(report_folder)
     if _about(report_folder, "synthetic") is True:

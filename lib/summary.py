@@ -25,8 +25,8 @@ READING = (
     "the main comparisons together, the same in every run: each defense with the baseline and the primary defense with each other, "
     "clean and in the worst case at the epsilon of training; for others it is said to be corrected for all comparisons of the run."
 )
+COSTLY = ("audit_steps", "square_queries")  # of the attacks that only some runs make
 # Parameters that add models, attacks or votes to a run and leave what else is in it as it is.
-COSTLY = ("audit_steps", "square_queries")
 ADDED = ("epsilons", *COSTLY, "audit_images", "noise_samples", "other_augmentations", "other_sigmas")
 ADDED += ("other_starts",)
 
