@@ -312,7 +312,7 @@ def _words(value, empty="all"):
 def records(predictions, split, parameters):
     """Every published number beside ours, as `papers` of results.json.
 
-    predictions: the table; split: of `data.split_counts`; parameters: the run's. measured is null, with a `reason`, where the run
+    predictions: the table; split: of `splits.counts`; parameters: the run's. measured is null, with a `reason`, where the run
     has no such model or attack.
     """
     found, counts = [], split.groupby(["split_by", "fold"])["images"].sum()

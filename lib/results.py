@@ -5,7 +5,7 @@ import sys
 
 import pandas as pd
 
-from lib import audit, checks, data, evaluation, papers, runs
+from lib import audit, checks, data, evaluation, papers, runs, splits
 
 
 def statistics(table, split, used, dataset, audited, beside=()):
@@ -15,7 +15,7 @@ def statistics(table, split, used, dataset, audited, beside=()):
     `runs.dataset` says of it; audited: the rows of audit.csv; beside: tables of predictions of other runs, for the leakage.
     """
     everything, epsilon = evaluation.with_worst_case(table), used["train_epsilon"] / 255
-    metrics, counts = evaluation.metrics(everything), data.split_counts(split)
+    metrics, counts = evaluation.metrics(everything), splits.counts(split)
     return {
         "split": counts,
         "metrics": metrics,

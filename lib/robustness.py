@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lib import attacks, checks, data, evaluation, models, runs, training, wording
+from lib import attacks, checks, data, evaluation, models, runs, splits, training, wording
 
 ATTACKS = ("random_noise", "fgsm", "pgd", "transfer_fgsm")
 BATCH_PIXELS = 2**19  # of the images attacked at once; bounds the memory of a backward pass
@@ -21,7 +21,7 @@ def checkpoint(folder, model, fold=0):
 
 def starting_weights(folder, pretrained, fold=0):
     """What `models.build` starts from: the checkpoint that 02 trained on another magnification for "200X", else as given."""
-    magnification = data.source_magnification(pretrained)
+    magnification = splits.source_magnification(pretrained)
     return checkpoint(folder, f"source_{magnification}X", fold) if magnification else pretrained
 
 

@@ -402,7 +402,7 @@ def _leakage(results, other):
 
 
 def leak_sentences(crossing):
-    """What crosses from training to test in each split, a Markdown item each; crossing: the rows of `data.leaks` as dicts."""
+    """What crosses from training to test in each split, a Markdown item each; crossing: the rows of `splits.leaks` as dicts."""
     return [
         f"- Split by {row['split_by']}: {row['cases']} cases have images in training and outside it; of {row['test_images']} test images "
         f"{row['shared_case']} belong to a case in training and {row['near_duplicates']} have a near duplicate there."

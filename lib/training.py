@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torchvision.transforms.v2.functional import resized_crop
 from tqdm import tqdm
 
-from lib import attacks, data, models, profiles, runs
+from lib import attacks, data, models, profiles, runs, splits
 
 # Catastrophic overfitting (Wong et al. 2020): accuracy under FGSM lies further above that under PGD than in the best epoch, by this.
 SUDDEN_LOSS = 0.2
@@ -68,7 +68,7 @@ def images_ahead(parameters, table):
     rows = table[(table["split"] == "train") & (table["split_by"] == parameters["split_by"])]
     own = rows[rows["magnification"].isin(parameters["magnifications"] or rows["magnification"])]
     starts = {parameters["pretrained"], *parameters["other_starts"]}
-    sources = rows[rows["magnification"].isin(data.source_magnifications(starts))]
+    sources = rows[rows["magnification"].isin(splits.source_magnifications(starts))]
     augmentations = {parameters["augmentation"], *parameters["other_augmentations"]}
     # Gaussian noise at each sigma, and the merged set: twice the images in half the epochs.
     defenses = 1 + len(parameters["other_sigmas"]) + 1

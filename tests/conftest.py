@@ -14,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from lib import data, runs, synthetic
+from lib import data, database, runs, synthetic
 
 BREAKHIS = Path(os.environ.get("BREAKHIS_ROOT", runs.ROOT.parent / "shared" / "breakhis"))
 
@@ -33,6 +33,20 @@ def listing():
     if not (BREAKHIS / "listing.csv").is_file():
         pytest.skip(f"no list of the database's file names at {BREAKHIS / 'listing.csv'}")
     return pd.read_csv(BREAKHIS / "listing.csv")
+
+
+@pytest.fixture(scope="session")
+def published():
+    """An index with the database's published counts; cases are made up."""
+    rows = []
+    for k, (subtype, counts) in enumerate(database.COUNTS.items()):
+        for magnification, count in zip(data.MAGNIFICATIONS, counts, strict=True):
+            letter = "B" if k < 4 else "M"
+            rows += [
+                data.parse_name(f"SOB_{letter}_{subtype}-14-{1000 * k + n % 12}-{magnification}-{n:03d}.png")
+                for n in range(count)
+            ]
+    return pd.DataFrame(rows).assign(path="", sha256=[str(n) for n in range(len(rows))])
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import precision_score, recall_score
 
-from lib import data, evaluation, papers, profiles
+from lib import evaluation, papers, profiles, splits
 
 PARAMETERS = {
     "split_by": "image",
@@ -30,7 +30,7 @@ def split():
     cases = [f"{label[0]}{k % 10}" for k, label in enumerate(labels)]
     images = [f"{k}.png" for k in range(80)]
     table = pd.DataFrame({"image": images, "path": images, "case": cases, "label": labels, "subtype": "A"})
-    return data.split_by_image(table.assign(magnification=100), seed=0)
+    return splits.by_image(table.assign(magnification=100), seed=0)
 
 
 def table_of(split, right, side="test"):
@@ -109,7 +109,7 @@ def test_the_nearest_epsilon_is_chosen_on_validation_images_alone(split):
 def test_every_published_number_has_a_value_or_a_reason(split):
     test = table_of(split, lambda k: 0.5)
     falling = table_of(split, lambda k: {0: 1, 1: 0.75, 2: 0.25, 4: 0.0}[k], "validation")
-    whole = papers.records(pd.concat([test, falling]), data.split_counts(split), PARAMETERS)
+    whole = papers.records(pd.concat([test, falling]), splits.counts(split), PARAMETERS)
     assert all(record["measured"] is not None for record in whole)
     names = {(record["paper"], record["table"], record["quantity"], record["tested"]) for record in whole}
     assert len(names) == len(whole) > len(papers.CLAIMS) + 12
@@ -121,7 +121,7 @@ def test_every_published_number_has_a_value_or_a_reason(split):
     assert "80 images instead of 1,547" in one["deviations"]
     assert not any("pretrained" in sentence and "instead" in sentence for sentence in one["deviations"])
 
-    without = papers.records(test[test["model"] == "baseline"], data.split_counts(split), PARAMETERS)
+    without = papers.records(test[test["model"] == "baseline"], splits.counts(split), PARAMETERS)
     reasons = {record["quantity"]: record["reason"] for record in without if record["measured"] is None}
     assert reasons["trained with noise: accuracy"] == "the run has no gaussian_noise under none"
     assert "no validation images" in reasons["original model under FGSM: malignant accuracy"]
@@ -130,7 +130,7 @@ def test_every_published_number_has_a_value_or_a_reason(split):
 def test_transferred_images_are_the_baselines(split):
     """The audit shows every model the images of every other: three in four stand against the baseline's, the rest against those."""
     table = pd.concat([table_of(split, lambda k: 0.75), table_of(split, lambda k: 0.75, "validation")])
-    found = papers.records(table, data.split_counts(split), PARAMETERS)
+    found = papers.records(table, splits.counts(split), PARAMETERS)
     (own,) = (
         record
         for record in found

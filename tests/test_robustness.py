@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import attacks, checks, data, evaluation, models, robustness, training
+from lib import attacks, checks, data, evaluation, models, robustness, splits, training
 
 EPSILONS = [2 / 255, 8 / 255]
 
@@ -15,7 +15,7 @@ def run(drawn, tmp_path_factory):
     """A run folder with two untrained models, and its images."""
     folder = tmp_path_factory.mktemp("run")
     index = data.index_images(drawn)
-    table = data.make_splits(index, None, "case", seed=0)
+    table = splits.make(index, None, "case", seed=0)
     table[table["fold"] == 0].to_csv(folder / "split.csv", index=False)
     for k, name in enumerate(("baseline", "defended")):
         models.save(models.build("none", seed=k), folder / "models" / f"{name}.safetensors", {})
