@@ -135,7 +135,7 @@ def pgd(
     best = images.clone()
     if len(images) == 0:
         return best
-    home, where = images.device, next((each.device for each in model.parameters()), images.device)
+    home, where = images.device, next(model.parameters(), images).device
 
     def batches(rows):
         return rows.tensor_split(-(-len(rows) // (batch_size or len(images))))

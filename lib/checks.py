@@ -50,7 +50,9 @@ def verdicts(predictions, audit=(), train_epsilon=4 / 255):
                 value, where = (max if bound == "at most" else min)(values, key=lambda pair: pair[0])
                 holds = value <= limit + 1e-9 if bound == "at most" else value >= limit - 1e-9
                 verdict = "holds" if holds else "fails"
-                meaning = f"{words.format(value=value)} ({where}); it holds with {bound} {limit:g}."
+                meaning = (
+                    f"{words.format(value=value)} ({where}); the check holds if this is {bound} {limit:g}."
+                )
             else:
                 value, verdict = None, "not applicable"
                 meaning = "The check is not for this model, or what it needs was not run or has no interval."
@@ -200,7 +202,7 @@ CHECKS = [
         _rise_with_epsilon,
         "at most",
         0.02,
-        "The accuracy under PGD changes by {value:+.3f} from the lowest at a smaller epsilon",
+        "The accuracy under PGD, minus the lowest at any smaller epsilon, is {value:+.3f}",
     ),
     (
         "the attack does something",
@@ -256,7 +258,7 @@ CHECKS = [
         _rise_over_steps,
         "at most",
         0.05,
-        "The mean margin left under PGD, as a share of the clean one, changes by {value:+.3f} from the lowest after fewer steps",
+        "The mean margin left under PGD, as a share of the clean one, minus the lowest after fewer steps, is {value:+.3f}",
     ),
     (
         "a huge epsilon turns everything",

@@ -365,7 +365,7 @@ def load_pixels(table, image_size, skip_bad_files=False, cache=None):
     """The table's images as memory-mapped uint8 (n, image_size, width, 3), and the table (renumbered).
 
     Each file is decoded once for each size, ever: `cache` (runs/.cache) holds one growing array a size and, beside it, the
-    content hashes of its rows. Unreadable files raise ValueError, all named; with `skip_bad_files` they are left out of both.
+    keys of its rows (`_cache_key`). Unreadable files raise ValueError, all named; with `skip_bad_files` they are left out of both.
     """
     if image_size < SMALLEST_IMAGE or image_size % SMALLEST_IMAGE:
         raise ValueError(
@@ -377,14 +377,15 @@ def load_pixels(table, image_size, skip_bad_files=False, cache=None):
     cache.mkdir(parents=True, exist_ok=True)
     stem = f"{image_size}-{runs.code_hash(decode)}"
     pixels, names = cache / f"{stem}.uint8", cache / f"{stem}.sha256"
+    table = table.assign(key=list(map(_cache_key, table["path"], table["sha256"])))
     bad = []
     with FileLock(cache / f"{stem}.lock"):
         text = names.read_text() if names.exists() else ""
         # Pixels that were lost, by a copy cut short say, are decoded anew.
         whole = pixels.stat().st_size // row_bytes if pixels.exists() else 0
         known = text[: len(text) // NAME_LENGTH * NAME_LENGTH].split()[:whole]
-        position = {sha: row for row, sha in enumerate(known)}
-        missing = table[~table["sha256"].isin(position)].drop_duplicates("sha256")
+        position = {key: row for row, key in enumerate(known)}
+        missing = table[~table["key"].isin(position)].drop_duplicates("key")
         if len(missing):
             # Pixels first, then the name: what a killed run half wrote lies past the last name and is overwritten.
             pixels.touch()
@@ -399,23 +400,30 @@ def load_pixels(table, image_size, skip_bad_files=False, cache=None):
                 listed.seek(len(known) * NAME_LENGTH)
                 listed.truncate()
                 decoded = pool.imap(lambda path: decode(path, image_size), missing["path"])
-                for sha in tqdm(missing["sha256"], desc=f"decoding at {image_size} px", unit="image"):
+                for key in tqdm(missing["key"], desc=f"decoding at {image_size} px", unit="image"):
                     try:
                         image = next(decoded)
                     except ValueError as error:
-                        bad.append((sha, str(error)))
+                        bad.append((key, str(error)))
                         continue
                     data.write(image.tobytes())
                     data.flush()
-                    listed.write(sha + "\n")
+                    listed.write(key + "\n")
                     listed.flush()
-                    position[sha] = len(position)
+                    position[key] = len(position)
     if bad:
         _refuse([message for _, message in bad], "unreadable", skip_bad_files)
-        table = table[~table["sha256"].isin({sha for sha, _ in bad})]
-    table = table.reset_index(drop=True)
+        table = table[~table["key"].isin({key for key, _ in bad})]
+    rows = table["key"].map(position).to_numpy()
     stored = np.memmap(pixels, np.uint8, "r", shape=(len(position), *shape))
-    return Pixels(stored, table["sha256"].map(position).to_numpy()), table
+    return Pixels(stored, rows), table.drop(columns="key").reset_index(drop=True)
+
+
+def _cache_key(path, sha256):
+    """64 hexadecimal digits for an image's pixels: its content, and whether its name has it cut to shape (`decode`)."""
+    if FILE_NAME.fullmatch(Path(path).name):
+        return sha256
+    return hashlib.sha256(f"cut {sha256}".encode()).hexdigest()
 
 
 class Pixels:

@@ -81,8 +81,8 @@ def check(index, allow_incomplete=False):
     lacks = missing(index)
     if lacks and not allow_incomplete:
         raise ValueError(
-            f"The database is incomplete: {lacks}. Move its folder away to download it anew, or set allow_incomplete to true to go on "
-            "with what is there."
+            f"The database is incomplete: {lacks}. Complete that folder (a download is made anew where its folder is moved away), or set "
+            "allow_incomplete to true to go on with what is there."
         )
     if lacks:
         tqdm.write(f"not the whole database: {lacks}")

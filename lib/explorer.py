@@ -27,16 +27,16 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 AMPLIFICATIONS = (1, 4, 8, 16, 32, 64)
 
 
-def still_figure(networks, side, position, attack="fgsm", k=16):
+def still_figure(networks, side, position, attack="fgsm"):
     """What the explorer shows, standing still: an image at one stop and each model's P(malignant) at all. A matplotlib Figure.
 
     networks: {name: model}, the image as the first is given it; side: `data.Side`; position: of the image there; attack: one of
-    `SHOWN`; k: the stop.
+    `SHOWN`.
     """
     shown = [Answers(network, name, side, position, attack) for name, network in networks.items()]
     for answers in shown:
         answers.answer(range(len(answers.axis.stops)))
-    first, axis = shown[0], axis_of(attack)
+    first, axis, k = shown[0], axis_of(attack), 16
     figure = Figure(figsize=(figures.WIDTH, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
     left.imshow(_pixels(first.images[k]))

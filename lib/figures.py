@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
 
-from lib import evaluation, runs, wording
+from lib import evaluation, papers, runs, wording
 
 WIDTH = 8.2  # inches; at 110 dots an inch the width of a report's page, about 900 pixels
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -146,12 +146,12 @@ def _pixels(images):
     return images if images.dtype == np.uint8 else np.clip(images, 0, 1)
 
 
-def _picture(axes, pixels, title=None, **options):
+def _picture(axes, pixels, title=None):
     axes.imshow(pixels)
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
     if title:
-        axes.set_title(title, fontsize=9, **options)
+        axes.set_title(title, fontsize=9)
 
 
 # ---------------------------------------------------------------- the data
@@ -424,14 +424,13 @@ def noise_zoom(image, noisy, sigma):
 
 
 @_styled
-def accuracy_curves(metrics, subset="all", attacks=("fgsm", "pgd"), split_by=None, values=("accuracy",)):
+def accuracy_curves(metrics, attacks=("fgsm", "pgd"), split_by=None, values=("accuracy",)):
     """Accuracy against epsilon: a panel for each attack, a line for each model, with 95 % intervals over cases.
 
     metrics: rows of `evaluation.metrics`; split_by may be left out where there is only one; values: rates to show instead of
-    accuracy, a panel each. Further seeds are thin
-    lines without a band; the dotted line is what answering malignant always gets.
+    accuracy, a panel each. The dotted line is what answering malignant always gets.
     """
-    rows = _chosen(metrics, subset, split_by)
+    rows = _chosen(metrics, split_by)
     clean = rows[rows["attack"] == "none"]
     attacks = [attack for attack in attacks if (rows["attack"] == attack).any()] or ["none"]
     models = _in_order(set(rows["model"]) - {"always_malignant"}, MODEL_COLORS)
@@ -441,9 +440,8 @@ def accuracy_curves(metrics, subset="all", attacks=("fgsm", "pgd"), split_by=Non
     shown = [(attack, value) for attack in attacks for value in values]
     columns = min(len(shown), 3)
     lines = -(-len(shown) // columns)
-    what = "all images" if subset == "all" else f"{subset} images"
     named = " and ".join(values).capitalize()
-    title = f"{named} against epsilon, the largest change of a channel value: {what}{_how_many(rows)}"
+    title = f"{named} against epsilon, the largest change of a channel value: all images{_how_many(rows)}"
     figure, grid = _panels(lines, columns, 3.3 * lines + 1.1, title, sharey=True, sharex=True)
     for axes in grid.flat[len(shown) :]:
         axes.axis("off")
@@ -453,19 +451,14 @@ def accuracy_curves(metrics, subset="all", attacks=("fgsm", "pgd"), split_by=Non
             start = clean[clean["model"] == model].assign(source_model="")
             sources = mine["source_model"].fillna("").unique() if len(mine) else [""]
             for source in sources:
-                line = pd.concat([start, mine[mine["source_model"].fillna("") == source]]).sort_values(
-                    "epsilon"
+                points = pd.concat([start, mine[mine["source_model"].fillna("") == source]])
+                points = points.sort_values("epsilon")
+                x = points["epsilon"].map(place).to_numpy(float)
+                y, low, high = (
+                    points[name].to_numpy(float) for name in (value, f"{value}_low", f"{value}_high")
                 )
-                for number, (_, points) in enumerate(line.groupby("seed", sort=True)):
-                    x = points["epsilon"].map(place).to_numpy(float)
-                    y, low, high = (
-                        points[name].to_numpy(float) for name in (value, f"{value}_low", f"{value}_high")
-                    )
-                    style = {"color": colors[model], "linestyle": ATTACK_LINES.get(attack, "-")}
-                    style |= {"lw": 0.9, "alpha": 0.7} if number else {"marker": "o"}
-                    axes.plot(x, y, **style)
-                    if number == 0:
-                        axes.fill_between(x, low, high, color=colors[model], alpha=0.12, linewidth=0)
+                axes.plot(x, y, color=colors[model], linestyle=ATTACK_LINES.get(attack, "-"), marker="o")
+                axes.fill_between(x, low, high, color=colors[model], alpha=0.12, linewidth=0)
         always = {"accuracy": _malignant_share(rows), "balanced_accuracy": 0.5, "sensitivity": 1}
         axes.axhline(always.get(value, 0), color="0.1", linestyle=":", linewidth=1.3, zorder=1)
         title = (
@@ -495,7 +488,7 @@ def smallest_epsilons(metrics, split_by=None):
 
     metrics: rows of `evaluation.metrics` with the worst case. An image stands there up to its own smallest epsilon.
     """
-    rows = _chosen(metrics, "all", split_by)
+    rows = _chosen(metrics, split_by)
     models = _in_order(rows.loc[rows["attack"] == "worst_case", "model"], MODEL_COLORS)
     rows = rows[rows["attack"].isin(["none", "worst_case"]) & rows["model"].isin(models)]
     standing = rows.pivot_table("accuracy", "model", "epsilon").loc[models]
@@ -553,7 +546,7 @@ def accuracy_over_sigma(metrics, sigmas, split_by=None):
 
     metrics: rows of `evaluation.metrics`; sigmas: {model: sigma in [0, 1]}, 0 for the baseline.
     """
-    rows = _chosen(metrics, "all", split_by)
+    rows = _chosen(metrics, split_by)
     rows = rows[rows["model"].isin(list(sigmas))]
     rows = rows.assign(sigma=rows["model"].map(sigmas)).sort_values("sigma")
     title = f"Gaussian noise in training: what its standard deviation changes{_how_many(rows)}"
@@ -608,9 +601,7 @@ def beside_paper(records, paper):
         1, len(parts), 0.3 * longest + 1.6, f"{paper}: published beside ours{_tested_at(rows)}"
     )
     tested = rows["tested"].str.split(" at ").str[0]
-    marks = dict(
-        zip(("clean images", "its own FGSM images", "the baseline's FGSM images"), "osv", strict=True)
-    )
+    marks = dict(zip(papers.TESTED.values(), "osv", strict=True))
     colors = dict(zip(marks, (PALETTE[2], PALETTE[3], PALETTE[0]), strict=True))
     for axes, part in zip(grid[0], parts, strict=True):
         names = list(dict.fromkeys(part["quantity"]))
@@ -654,19 +645,19 @@ def _tested_at(records):
     return f", FGSM at {found[0]}".replace(" ", NO_BREAK) if len(found) == 1 else ""
 
 
-def _chosen(metrics, subset, split_by):
-    """The rows of one subset and one way of splitting."""
+def _chosen(metrics, split_by):
+    """The rows of all images and one way of splitting."""
     metrics = pd.DataFrame(metrics)
     kinds = sorted(metrics["split_by"].unique())
     if split_by is None and len(kinds) > 1:
         raise ValueError(
             f"These metrics hold several ways of splitting: choose split_by among {', '.join(kinds)}."
         )
-    rows = metrics[(metrics["subset"] == subset) & (metrics["split_by"] == (split_by or kinds[0]))]
+    rows = metrics[(metrics["subset"] == "all") & (metrics["split_by"] == (split_by or kinds[0]))]
     # Images transferred from other models than the baseline have a matrix of their own.
     rows = rows[rows["source_model"].fillna("").isin(evaluation.SOURCES)]
     if rows.empty:
-        raise ValueError(f"No metrics of subset {subset!r} with split_by {split_by!r}.")
+        raise ValueError(f"No metrics with split_by {split_by!r}.")
     return rows
 
 
@@ -766,22 +757,20 @@ def _heatmap(axes, cells, models, rows, label):
 
 
 @_styled
-def comparison_heatmap(metrics, value="accuracy", subset="all", split_by=None):
+def comparison_heatmap(metrics, value="accuracy", split_by=None):
     """Every model (columns) under every attack and epsilon (rows), with numbers; blank where it was not run.
 
-    metrics: rows of `evaluation.metrics`; value: a column of them, a fraction. Several seeds are averaged.
+    metrics: rows of `evaluation.metrics`; value: a column of them, a fraction.
     """
-    rows = _chosen(metrics, subset, split_by)
+    rows = _chosen(metrics, split_by)
     models = _in_order(rows["model"], MODEL_COLORS)
     attacks = _in_order(rows["attack"], ATTACK_LINES)
-    table = rows.astype({value: float}).groupby(["attack", "epsilon", "model"])[value].mean()
+    table = rows.astype({value: float}).set_index(["attack", "epsilon", "model"])[value]
     runs = sorted({key[:2] for key in table.index}, key=lambda run: (attacks.index(run[0]), run[1]))
     cells = np.array([[table.get((*run, model), np.nan) for model in models] for run in runs], float)
-    seeds = rows["seed"].nunique()
     name = wording.heading(value)
-    what = name[0].upper() + name[1:] + (f", mean of {seeds} seeds" if seeds > 1 else "")
-    what += "" if subset == "all" else f", {subset} images"
-    figure, grid = _panels(1, 1, 0.27 * len(runs) + 1.6, f"{what}{_how_many(rows)}")
+    title = f"{name[0].upper()}{name[1:]}{_how_many(rows)}"
+    figure, grid = _panels(1, 1, 0.27 * len(runs) + 1.6, title)
     axes = grid[0, 0]
     _heatmap(axes, cells, models, [wording.attack_name(*run) for run in runs], f"{name} (fraction)")
     for k in range(1, len(runs)):
@@ -801,7 +790,7 @@ def transfer_matrix(metrics, epsilon, split_by=None):
     metrics: rows of `evaluation.metrics`, transfers from all models among them; epsilon: a fraction.
     """
     metrics = pd.DataFrame(metrics)
-    own = _chosen(metrics, "all", split_by)
+    own = _chosen(metrics, split_by)
     rows = metrics[
         (metrics["subset"] == "all")
         & (metrics["split_by"] == own["split_by"].iloc[0])
@@ -924,7 +913,7 @@ def trade_off(metrics, epsilon, split_by=None):
     metrics: rows of `evaluation.metrics`; epsilon: a fraction.
     """
     value = "balanced_accuracy"
-    rows = _chosen(metrics, "all", split_by)
+    rows = _chosen(metrics, split_by)
     worst = rows[(rows["attack"] == "worst_case") & np.isclose(rows["epsilon"], epsilon)]
     name = wording.heading(value)
     title = f"What a defense holds and what it costs: {name}{_how_many(rows)}"
@@ -945,8 +934,9 @@ def trade_off(metrics, epsilon, split_by=None):
         ]
         label = wording.model_name(model)
         axes.errorbar(x[value], y[value], spread[1], spread[0], fmt="o", color=colors[model], label=label)
+    left = min(0.4, axes.get_xlim()[0])
     axes.plot([0, 1], [0, 1], color="0.1", linestyle=":", linewidth=1.3)
-    axes.set(xlim=(0.4, 1.02), ylim=(-0.03, 1.03))
+    axes.set(xlim=(left, 1.02), ylim=(-0.03, 1.03))
     axes.set(
         xlabel=f"clean {name} (fraction)",
         ylabel=f"{name} in the worst case at {wording.format_epsilon(epsilon)}",

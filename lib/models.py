@@ -177,13 +177,6 @@ def load(path):
     return model.eval()
 
 
-def p_malignant(model, images):
-    """The model's probability of malignant, a float array (n,), for float32 images (n, 3, H, W) in [0, 1]."""
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        return model.eval()(images.to(device)).softmax(1)[:, 1].cpu().numpy()
-
-
 def color_features(pixels):
     """float64 (n, 6): mean and standard deviation of R, G, B of uint8 or float images (n, H, W, 3) in one value range."""
     return np.stack(

@@ -121,7 +121,8 @@ def resolve(profile, data_root, settings, stages):
         raise ParameterError(f"run {run!r} must be a plain folder name")
     if folder not in NO_FOLDER and not Path(folder).is_dir():
         raise ParameterError(
-            f"data_root {folder} is not a folder: give the one that holds BreaKHis_v1, or your images and their images.csv"
+            f"data_root {folder} is not a folder: give the one that holds BreaKHis_v1 (make data fills data/), or your images and their "
+            "images.csv"
         )
     for other in parameters.get("compare_with", []):
         if not (runs.home() / "reports" / other / "results.json").is_file():
@@ -132,6 +133,9 @@ def resolve(profile, data_root, settings, stages):
         recipe_parts(recipe)
     for name in (parameters.get("augmentation", "plain"), *parameters.get("other_augmentations", [])):
         augmentation_parts(name)
+    starts = [Path(start).stem for start in parameters.get("other_starts", [])]
+    if len(set(starts)) < len(starts):
+        raise ParameterError("other_starts: two have the same name, which their trainings go by; rename one")
     _refuse_unknown([parameters.get("noise_drawn", "anew")], NOISE_DRAWN, "noise_drawn")
     _refuse_unknown([parameters.get("split_by", SPLITS[0])], SPLITS, "split_by")
     for name, example in (("recipes", "[fgsm]"), ("epsilons", "[1, 2, 4]")):

@@ -7,6 +7,31 @@ import pandas as pd
 
 from lib import audit, checks, data, evaluation, papers, runs, splits
 
+COSTLY = ("audit_steps", "square_queries")  # of the attacks that only some runs make
+# Parameters that change no model: they name files, or add models, attacks or votes and leave what else is there as it is.
+NOT_OF_MODELS = (
+    *(
+        "run",
+        "compare_with",
+        "data_root",
+        "weights_dir",
+        "skip_bad_files",
+        "allow_incomplete",
+        "primary_defense",
+    ),
+    *(
+        "epsilons",
+        *COSTLY,
+        "audit_images",
+        "noise_samples",
+        "other_augmentations",
+        "other_sigmas",
+        "other_starts",
+    ),
+    "recipes",
+)
+LEAKS_BETWEEN = ("split_by", "seed", "precision")  # in what two runs may differ to say what a split is worth
+
 
 def statistics(table, split, used, dataset, audited, beside=()):
     """All that follows from the tables of a run, as `results.json` has it, {part: DataFrame or list of rows}.
@@ -57,10 +82,25 @@ def published(names, dataset):
     return found
 
 
-def tables(names):
-    """The tables of predictions of published reports, in their order."""
-    folders = (runs.home() / "reports" / name for name in names)
-    return [evaluation.read_piece(folder / "predictions.csv.gz") for folder in folders]
+def made_alike(one, two, but=LEAKS_BETWEEN):
+    """Whether the models of two runs were made alike, given their parameters, but for those named; recipes are not compared."""
+    ignored = {*NOT_OF_MODELS, *but}
+    left, right = ({name: each[name] for name in each if name not in ignored} for each in (one, two))
+    return left == right
+
+
+def tables(other, used):
+    """The tables of predictions of other reports (`published`) whose models were made as this run's, but for split and seed.
+
+    used: this run's parameters. One by the other split that is left out, since what else differs would pass for leakage, is said.
+    """
+    found = []
+    for name, them in other.items():
+        if made_alike(used, them["parameters"]):
+            found.append(evaluation.read_piece(runs.home() / "reports" / name / "predictions.csv.gz"))
+        elif them["parameters"].get("split_by") != used["split_by"]:
+            print(f"not used for the leakage: the models of {name} were made otherwise", file=sys.stderr)
+    return found
 
 
 def trainings(histories):

@@ -41,7 +41,12 @@ def attack_table(epsilons, steps, audited=()):
         "none": (0, 0, "", 1),
         "random_noise": (0, 0, "", 1),
         "fgsm": (1, 0, "epsilon", 2),
-        "pgd": (of_pgd, starts - 1, f"{2.5 / of_pgd:g} epsilon", 2 + starts * (2 * of_pgd + 1)),
+        "pgd": (
+            of_pgd,
+            starts - 1,
+            f"{attacks.pgd_step_size(1, of_pgd):g} epsilon",
+            2 + starts * (2 * of_pgd + 1),
+        ),
         "transfer_fgsm": (1, 0, "epsilon", 1),
     }
     cascade = {}
@@ -169,9 +174,9 @@ def evaluate(
     return pd.concat(rows, ignore_index=True)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=splits.FOLDS)
 def _transferred(source, sha256, images, side, fold, epsilons):
-    """The FGSM images of a checkpoint, kept until others are asked for: several models are shown them. sha256: of the checkpoint."""
+    """The FGSM images of a checkpoint; those of the last folds are kept: several models are shown them. sha256: of the checkpoint."""
     batch, labels = images.side(side, fold).tensors()
     return perturb(
         _load(source), batch, labels, "transfer_fgsm", epsilons, label=f"FGSM images of {source.stem}"
@@ -252,21 +257,23 @@ def under_gaussian_noise(folder, names, images, sigma, seed=0):
     return found[found["subset"] == "all"].rename(columns={"epsilon": "sigma"})
 
 
-def examples(model, side, epsilon, among=8):
+def examples(model, side, epsilon):
     """Positions of two images of each class: one that the model gets right and FGSM at epsilon turns, one that stands.
 
-    They are the first such of the first `among` images of the class; where there is no such image, the first others.
+    They are the first such of the first eight images of the class; where there is no such image, the first others, and an only
+    image twice.
     """
     batch, labels = side.tensors()
     chosen = []
     for label in (0, 1):
-        mine = np.flatnonzero(side.labels == label)[:among]
+        mine = np.flatnonzero(side.labels == label)[:8]
         (turned,) = perturb(model, batch[mine], labels[mine], "fgsm", [epsilon])
         before, after = (
             (evaluation.predict(model, shown) > 0) == (label == 1) for shown in (batch[mine], turned)
         )
         falls, stands = mine[before & ~after], mine[before & after]
-        chosen += [*falls[:1], *stands[:1], *np.setdiff1d(mine, [*falls[:1], *stands[:1]])][:2]
+        first = [*falls[:1], *stands[:1]]
+        chosen += [*first, *np.setdiff1d(mine, first), *mine][:2]
     return [int(k) for k in chosen]
 
 
@@ -291,16 +298,19 @@ def pgd_by_steps(folder, name, images, epsilon, settings, among, seed=0):
 def _margins_by_steps(name, shown, epsilon, settings, seed):
     found = []
     for network, _, x, y in shown:
-        with attacks.frozen(network):
-            margins, gradient = attacks.margin_gradient(network, x, y)
-        clean = {"steps": 0, "restarts": 0, "step_size": 0.0, "margin": -margins.cpu()}
-        clean["zero_gradient"] = (gradient == 0).flatten(1).double().mean(1).cpu()
-        found.append(pd.DataFrame(clean))
+        size = batch_size(x)
+        for images, labels in zip(x.split(size), y.split(size), strict=True):
+            with attacks.frozen(network):
+                margins, gradient = attacks.margin_gradient(network, images, labels)
+            clean = {"steps": 0, "restarts": 0, "step_size": 0.0, "margin": -margins.cpu()}
+            clean["zero_gradient"] = (gradient == 0).flatten(1).double().mean(1).cpu()
+            found.append(pd.DataFrame(clean))
         for steps, restarts, share in tqdm(settings, desc=f"{name}, PGD by steps", delay=10, leave=False):
             generator = torch.Generator().manual_seed(seed)
-            made = attacks.pgd(network, x, y, epsilon, steps, share * epsilon, generator, restarts)
-            with attacks.frozen(network), torch.no_grad():
-                margins = -attacks.margin(network(made), y).cpu()
+            step_size = share * epsilon
+            made = attacks.pgd(network, x, y, epsilon, steps, step_size, generator, restarts, size)
+            # Toward the truth: `predict` gives malignant minus benign.
+            margins = evaluation.predict(network, made) * (2 * y.cpu().numpy() - 1)
             row = {"steps": steps, "restarts": restarts, "step_size": share, "margin": margins}
             found.append(pd.DataFrame(row))
     columns = ["steps", "restarts", "step_size", "margin", "zero_gradient"]
@@ -371,8 +381,12 @@ def _load(path):
 def perturb(model, images, labels, attack, epsilons, steps=0, seed=0, label=None):
     """The images under one attack: a list of float32 batches (n, 3, H, W) on the CPU, one for each epsilon (a fraction).
 
-    steps: of PGD, APGD-CE and FAB, queries of Square. Random parts depend on `seed` and the epsilon only. `label` names the work where it takes long enough to show progress.
+    model: on any device; images, labels: on the CPU; steps: of PGD, APGD-CE and FAB, queries of Square. Random parts depend on
+    `seed` and the epsilon only. `label` names the work where it takes long enough to show progress. Raises ValueError for an
+    unknown attack.
     """
+    if attack not in (known := ("none", *ATTACKS, *evaluation.CASCADE)):
+        raise ValueError(f"Unknown attack {attack!r}: use {', '.join(known)}.")
     if attack == "none" or len(images) == 0:
         return [images for _ in epsilons]
     generators = [
@@ -399,16 +413,15 @@ def perturb(model, images, labels, attack, epsilons, steps=0, seed=0, label=None
             )
             for epsilon, generator in zip(epsilons, generators, strict=True)
         ]
+    where = next(model.parameters(), images).device
     done = [[] for _ in epsilons]
     for start in tqdm(range(0, len(images), size), desc=label, unit="batch", delay=10, leave=False):
-        x, y = (part[start : start + size].to(training.device()) for part in (images, labels))
+        x, y = (part[start : start + size].to(where) for part in (images, labels))
         x = x.contiguous(memory_format=torch.channels_last)
         if attack in ("fgsm", "transfer_fgsm"):
             batches = attacks.fgsm(model, x, y, epsilons)
-        elif attack in evaluation.CASCADE:
-            batches = (attacks.autoattack(model, x, y, attack, epsilon, steps, seed) for epsilon in epsilons)
         else:
-            raise ValueError(f"Unknown attack {attack!r}: use {', '.join((*ATTACKS, *evaluation.CASCADE))}.")
+            batches = (attacks.autoattack(model, x, y, attack, epsilon, steps, seed) for epsilon in epsilons)
         for kept, batch in zip(done, batches, strict=True):
             kept.append(batch.cpu())
     return [torch.cat(kept) for kept in done]

@@ -28,20 +28,16 @@ WRITERS = (
     ("split.csv", "01_data_split"),
     ("dataset.json", "01_data_split"),
     ("models/gaussian_noise*", "04_gaussian_noise_defense"),
-    ("history/gaussian_noise*", "04_gaussian_noise_defense"),
     ("predictions/gaussian_noise*", "04_gaussian_noise_defense"),
     ("models/merged_fgsm*", "05_adversarial_training_defense"),
-    ("history/merged_fgsm*", "05_adversarial_training_defense"),
     ("predictions/merged_fgsm*", "05_adversarial_training_defense"),
     ("models/adversarial_training*", "05_adversarial_training_defense"),
-    ("history/adversarial_training*", "05_adversarial_training_defense"),
     ("predictions/adversarial_training*", "05_adversarial_training_defense"),
     ("recipes.csv", "05_adversarial_training_defense"),
     ("augmentations.csv", "02_transfer_learning"),
     ("models/*", "02_transfer_learning"),
-    ("history/*", "02_transfer_learning"),
     ("predictions/*-none*", "02_transfer_learning"),
-    ("predictions*", "03_fgsm_attack"),
+    ("predictions/*", "03_fgsm_attack"),
     ("attacks.csv", "03_fgsm_attack"),
     ("audit.csv", "07_robustness_audit"),
     ("certified.csv", "07_robustness_audit"),
@@ -122,10 +118,9 @@ def write_recipe(path, recipe):
     """Note, atomically and as the last step, from what the finished file `path` was made.
 
     The note stands under "recipe" and "sha256" in the JSON beside it (`models/baseline.json` for
-    `models/baseline.safetensors`, `x.json` for `x.csv.gz`); other keys of that JSON stay.
+    `models/baseline.safetensors`, `x.json` for `x.csv.gz`).
     """
-    beside = _recipe_file(path)
-    write_json(beside, read_json(beside) | {"recipe": _plain(recipe), "sha256": file_hash(path)})
+    write_json(_recipe_file(path), {"recipe": _plain(recipe), "sha256": file_hash(path)})
 
 
 @contextlib.contextmanager
@@ -178,9 +173,9 @@ def code_hash(*parts):
         for node in ast.walk(definitions[name]):
             match node:
                 case ast.Name(id=other):
-                    ahead.append((module, other))
-                case ast.Attribute(value=ast.Name(id=other), attr=attribute) if other in imported - {"runs"}:
-                    ahead.append((other, attribute))
+                    ahead.append(imported.get(other, (module, other)))
+                case ast.Attribute(value=ast.Name(id=other), attr=attribute) if other in imported:
+                    ahead.append((imported[other][0], attribute))
     return digest(sorted([*key, code] for key, code in reached.items()))[:12]
 
 
@@ -190,12 +185,15 @@ def _source(module):
 
 @lru_cache
 def _definitions(source):
-    """What a module of `lib` defines at its top, by name, without docstrings, and the modules of `lib` that it imports."""
+    """What a module of `lib` defines at its top, by name, without docstrings, and what it imports of `lib`, but for `runs`.
+
+    The second is {name: (module, name there)}, of a whole module (module, "").
+    """
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
             node.body = node.body[1:] or [ast.Pass()]
-    definitions, imported = {}, set()
+    definitions, imported = {}, {}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             definitions[node.name] = node
@@ -204,8 +202,13 @@ def _definitions(source):
             names = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
             definitions |= dict.fromkeys(names, node)
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "lib":
-            imported |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lib":
+            module = node.module.removeprefix("lib").removeprefix(".")
+            whole = {name: (name, "") for alias in node.names if (name := alias.name) != "runs"}
+            parts = {
+                alias.asname or alias.name: (module, alias.name) for alias in node.names if module != "runs"
+            }
+            imported |= parts if module else whole
     return definitions, imported
 
 

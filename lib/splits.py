@@ -60,7 +60,7 @@ def by_case(index, seed, folds=1):
     if smallest.min() < (needed := max(FOLDS, folds)):
         raise ValueError(
             f"Too few cases to split by case: {smallest['benign']} benign and {smallest['malignant']} malignant, "
-            f"at least {needed} of each are needed. Use split_by: image, or more magnifications or subtypes."
+            f"at least {needed} of each are needed. Use split_by: image, {'fewer folds, ' * (folds > FOLDS)}more magnifications or more subtypes."
         )
     rng = np.random.default_rng(seed)
     if folds == 1 and smallest.min() >= FEW_CASES:

@@ -6,11 +6,12 @@ from statistics import fmean
 import pandas as pd
 
 from lib import checks, evaluation, figures, papers, profiles, wording
+from lib.results import COSTLY, made_alike
 
 DRAWN_BANNER = "Drawn tissue: these numbers are no medical evidence."
 DRAWN_NOTE = (
-    "How hard the drawn tissue is, how many cases are drawn and at which size was settled while looking at test accuracy, so that "
-    "the baseline of the quick profile gets about nine in ten right: these results show the method and are no unseen test."
+    "The difficulty, number of cases and size of the drawn images were settled while looking at test accuracy, so that the baseline "
+    "of the quick profile gets about nine in ten right: these results show the method and are no test on unseen data."
 )
 SPLITS = {
     "case": "no case on two sides",
@@ -21,14 +22,11 @@ SPLITS = {
 READING = (
     "In brackets 95 % intervals from resampling cases. With few cases they are too narrow, and 0.00 or 1.00 with no width only says that "
     "every resample agrees. p comes from an exact test that flips the sign of whole cases; with k cases that differ it cannot fall below "
-    "2 / 2^k. Both are about these trained networks: of the chance in training (one seed) they know nothing. Corrected (Holm), p holds for "
-    "the main comparisons together, the same in every run: each defense with the baseline and the primary defense with each other, "
-    "clean and in the worst case at the epsilon of training; for others it is said to be corrected for all comparisons of the run."
+    "2 / 2^k. Intervals and p are about these trained networks; they do not cover the chance in training (one seed). Corrected (Holm), p "
+    "holds for the main comparisons together, the same in every run: each defense with the baseline, and the primary defense with each "
+    "other defense, clean and in the worst case at the epsilon of training; p of any other comparison is corrected for all of the run, "
+    "and says so."
 )
-COSTLY = ("audit_steps", "square_queries")  # of the attacks that only some runs make
-# Parameters that add models, attacks or votes to a run and leave what else is in it as it is.
-ADDED = ("epsilons", *COSTLY, "audit_images", "noise_samples", "other_augmentations", "other_sigmas")
-ADDED += ("other_starts",)
 
 
 def write(results, split_by, primary_defense, other=None):
@@ -54,7 +52,7 @@ def write(results, split_by, primary_defense, other=None):
         *_accuracy(rows),
         "",
         f"{READING} PGD took {used.get('pgd_steps', 'some')} steps from the FGSM point and as many from a random one; APGD-CE, FAB and "
-        "Square, where they are there, were shown what still stood, one after the other: accuracies under "
+        "Square, where they ran, were shown, one after the other, only the images that nothing before had fooled. Accuracies under "
         "attack are upper bounds. The worst case, right clean and right under every attack at every epsilon up to the one named, "
         f"{_against_pgd(rows)}. The two models without a network were not attacked themselves and have none.",
         "",
@@ -124,8 +122,8 @@ def _in_short(results, rows, split_by, primary_defense):
             return "not compared"
         points = wording.difference(row["difference"], row)
         main = row["p_main"] is not None
-        corrected = f"corrected {row['p_main']:.2g}" if main else f"corrected for all {row['p_holm']:.2g}"
-        return f"{points}, p = {row['p_value']:.2g} ({corrected})"
+        corrected = "corrected" if main else "corrected for all comparisons:"
+        return f"{points}, p = {row['p_value']:.2g} ({corrected} {row['p_main' if main else 'p_holm']:.2g})"
 
     attack, at = "worst_case", f"in the worst case at {wording.format_epsilon(epsilon)}"
     lines = [
@@ -172,7 +170,7 @@ def _candidates(results):
 
 
 def _which_defense(results, rows, split_by):
-    """One table: what each model is worth unattacked, what that costs, and what is left of it against whom."""
+    """One table: what each model is worth clean, how that differs from the baseline, and what is left of it against whom."""
     epsilons = _epsilons(rows)
     if not epsilons:
         return []
@@ -184,7 +182,7 @@ def _which_defense(results, rows, split_by):
     costs = {
         row["model_a"]: row for row in compared if (row["attack"], row["model_b"]) == ("none", "baseline")
     }
-    heads = ("clean", "cost, points", "random noise", "another model's images", "FGSM", "all attacks")
+    heads = ("clean", "change, points", "random noise", "another model's images", "FGSM", "all attacks")
     lines = _header("model", *heads, "sensitivity, specificity")
     for model in (model for model in _models(rows) if (model, "worst_case", epsilon) in rows):
         clean, worst = rows[model, "none", 0.0], rows[model, "worst_case", epsilon]
@@ -216,9 +214,9 @@ def _which_defense(results, rows, split_by):
         "",
         "## Which defense, at what cost, against whom",
         "",
-        f"Balanced accuracy at {wording.format_epsilon(epsilon)}: unattacked and what the defense costs there (with its interval below); under noise of the attack's "
-        "size; against an attacker who has another model only (the one that does most harm); against one step; and against all attacks "
-        "that were run, with the sensitivity and specificity that are left then.",
+        f"Balanced accuracy at {wording.format_epsilon(epsilon)}: clean, and the change from the baseline there (its interval is below); under random "
+        "noise of the attack's size; under FGSM images of another model (the one that does most harm); under its own; and under all "
+        "attacks that were run, with the sensitivity and specificity that are left then.",
         "",
         *lines,
         "",
@@ -304,8 +302,8 @@ def _falls(results, split_by):
         "",
         "## How far an image is from falling",
         "",
-        "The first epsilon tested at which at most half of the images stand in the worst case (0: clean; – where more stand everywhere), "
-        "the share that nothing fooled, and the mean SSIM of the images that PGD changed with their originals (1: the same picture).",
+        "An image stands while the answer to it is right. The first epsilon tested at which at most half stand in the worst case (0: clean; "
+        "– where more than half stand at every epsilon), the share that nothing fooled, and the mean SSIM of the images that PGD changed with their originals (1: the same picture).",
         "",
         *lines,
         "",
@@ -337,7 +335,7 @@ def _reliability(results, split_by):
         "## Can the probabilities be believed?",
         "",
         "The calibration error is, in five bins of P(malignant), the mean distance between the probability and the share that is malignant "
-        "(0: honest); behind it what honest probabilities would show by chance on as many images. The surer half: accuracy on the half "
+        "(0: honest); after the semicolon what honest probabilities would show by chance on as many images. The surer half: accuracy on the half "
         "of the images that lies farthest from the decision.",
         "",
         *lines,
@@ -357,17 +355,15 @@ def _certified(rows):
         for radius in radii:
             holds = group["right"] & (group["radius"] >= radius)
             low, high = evaluation.bootstrap_interval(holds, group["case"], group["label"])
-            cells.append(
-                wording.number(holds.mean()) + wording.interval({"accuracy_low": low, "accuracy_high": high})
-            )
+            cells.append(wording.number(holds.mean()) + wording.between(low, high))
         lines.append(f"| {' | '.join([wording.model_name(model), *cells])} |")
     return [
         "",
         "## What noise certifies",
         "",
         f"Randomized smoothing (Cohen et al. 2019), from {rows[0]['samples']} noisy copies of an image, sigma {rows[0]['sigma']:g}: with 99.9 % "
-        "confidence, what the model answers to most noisy copies cannot change within a Euclidean radius, whatever the attacker does; "
-        "with too even votes it abstains. Share of images that are right and certified at least so far:",
+        "confidence, the answer to most noisy copies cannot change within a Euclidean radius, whatever the attacker does; if the votes "
+        "are too even, the model abstains. Share of images that are right and certified at least so far:",
         "",
         *lines,
     ]
@@ -377,7 +373,8 @@ def _leakage(results, other):
     """The models that were judged on both splits: how much of an accuracy is the images that share a case with training."""
     if not results["leakage"]:
         return []
-    every = [results, *other.values()]
+    used = results["parameters"]
+    every = [results, *(them for them in other.values() if made_alike(used, them["parameters"]))]
 
     def clean(model, kind):
         return next(filter(None, (_rows(each, kind).get((model, "none", 0.0)) for each in every)))
@@ -459,7 +456,7 @@ def _over_seeds(results, other):
     """
     runs_by_seed = {}
     for each in (results, *other.values()):
-        if _made_alike(each, results):
+        if _differ_in_seed(each, results):
             runs_by_seed.setdefault(each["parameters"].get("seed"), each)
     if len(runs_by_seed) < 2:
         return []
@@ -498,15 +495,12 @@ def _made(results):
     return used | {"precision": results["training_precision"]}
 
 
-def _made_alike(one, two):
+def _differ_in_seed(one, two):
     """Whether the models of two runs differ in the seed at most; of the recipes, what one kept the other must have tried."""
-    left, right = (
-        {name: value for name, value in _made(each).items() if name not in (*ADDED, "recipes", "seed")}
-        for each in (one, two)
-    )
     tried = [set(each["parameters"].get("recipes", [])) for each in (one, two)]
     kept = [{row["recipe"] for row in each.get("recipes", []) if row["kept"]} for each in (one, two)]
-    return left == right and kept[0] <= tried[1] and kept[1] <= tried[0]
+    alike = made_alike(_made(one), _made(two), ("seed",))
+    return alike and kept[0] <= tried[1] and kept[1] <= tried[0]
 
 
 def _augmentations(results, rows):
@@ -558,7 +552,7 @@ def _trainings(results, split_by):
         "",
         "## Training",
         "",
-        "At the epoch that was kept: the one with the least validation loss, under its own threat for adversarial training and clean for "
+        "At the epoch that was kept: the one with the least validation loss, on PGD images for adversarial training and on clean ones for "
         f"the others. The baseline starts from {results['parameters'].get('pretrained', 'unrecorded weights')}, start_... from others.",
         *["", f"The first of {folds} folds."] * (folds > 1),
         "",
@@ -621,7 +615,7 @@ def _papers(records):
         ]
         for row in own:
             ours = wording.number(row["measured"]) if isinstance(row["measured"], float) else row["measured"]
-            spread = wording.interval({"accuracy_low": row["low"], "accuracy_high": row["high"]})
+            spread = wording.between(row["low"], row["high"])
             ours = "*" if ours is None else f"{ours}{spread}{'*' * bool(row['reason'])}"
             said = (row["table"], row["quantity"], row["tested"], row["published"], ours, row["n"] or "")
             lines.append(f"| {' | '.join(map(str, said))} |")

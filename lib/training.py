@@ -52,7 +52,7 @@ def training_dtype(precision):
         raise ValueError(f"Unknown precision {precision!r}: use auto, float32 or bfloat16.")
     if precision == "auto":
         gains = (
-            torch.cuda.is_bf16_supported()
+            torch.cuda.is_bf16_supported(including_emulation=False)
             if torch.cuda.is_available()
             else any(map(torch.cpu.get_capabilities().get, ("amx_bf16", "avx512_bf16")))
         )

@@ -106,7 +106,7 @@ def readable(rows, columns):
             else (f"{name}_low", f"{name}_high")
         )
         return (
-            f"{value:.3f}" if name.startswith("p_") else number(value) + _between(row.get(low), row.get(high))
+            f"{value:.3f}" if name.startswith("p_") else number(value) + between(row.get(low), row.get(high))
         )
 
     side = {name: "right" if pd.api.types.is_numeric_dtype(rows[name]) else "left" for name in columns}
@@ -135,8 +135,9 @@ def share(count, n):
 
 def interval(row, rate="accuracy"):
     """The 95 % interval of one of a row's fractions in brackets, nothing where there is none."""
-    return _between(row[f"{rate}_low"], row[f"{rate}_high"])
+    return between(row[f"{rate}_low"], row[f"{rate}_high"])
 
 
-def _between(low, high):
+def between(low, high):
+    """The same from its ends."""
     return "" if low is None or pd.isna(low) else f" [{low:.2f}, {high:.2f}]"

@@ -203,6 +203,19 @@ def test_pixels_are_decoded_once(drawn, tmp_path, monkeypatch):
         data.load_pixels(index.head(5), 32, cache=cache)
 
 
+def test_one_file_under_two_kinds_of_names_is_squeezed_under_one_and_cut_under_the_other(drawn, tmp_path):
+    """The cache knows images by content; how they are decoded hangs on the name."""
+    (source, *_) = data.index_images(drawn)["path"]
+    table = pd.DataFrame({"path": [str(tmp_path / name) for name in (Path(source).name, "tile.png")]})
+    with Image.open(source) as image:
+        image.crop((0, 0, 460, 460)).save(table["path"][0])
+    shutil.copy(table["path"][0], table["path"][1])
+    pixels, rows = data.load_pixels(table.assign(sha256="0" * 64), 32, cache=tmp_path / "cache")
+    for at, path in enumerate(table["path"]):
+        assert np.array_equal(pixels[at], data.decode(path, 32))
+    assert not np.array_equal(pixels[0], pixels[1]) and list(rows) == ["path", "sha256"]
+
+
 def test_a_half_written_cache_goes_on(drawn, tmp_path):
     index = data.index_images(drawn)
     whole = data.load_pixels(index, 32, cache=tmp_path / "whole")[0][:]

@@ -218,7 +218,7 @@ def test_what_a_copy_lacks_is_counted(drawn):
     lacks = database.missing(data.index_images(drawn))
     assert lacks.startswith("20 of 7909 images; A at 40X: 0 of 114")
     with pytest.raises(
-        ValueError, match=r"A at 40X: 0 of 114.*Move its folder away.*or set allow_incomplete"
+        ValueError, match=r"A at 40X: 0 of 114.*Complete that folder.*or set allow_incomplete"
     ):
         database.check(data.index_images(drawn))
     database.check(data.index_images(drawn), allow_incomplete=True)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.special import expit
 
 from lib import data, evaluation, explorer, models, pictures, profiles, robustness, runs, saliency, training
 from lib.answers import SHOWN, Answers
@@ -48,7 +49,7 @@ def test_the_still_figure_has_the_explorers_curves(networks, side, attack, at, o
     ):
         answers = Answers(network, name, side, 3, attack)
         answers.answer([16])
-        said = models.p_malignant(network, answers.images[16])[0]
+        said = expit(evaluation.predict(network, answers.images[16])[0])
         where = answers.axis.stops[16] * answers.axis.unit
         assert point.get_xydata()[0] == pytest.approx([where, said], abs=1e-4)
         assert len(line.get_xdata()) == len(answers.axis.stops)
@@ -82,7 +83,7 @@ def test_noise_is_what_the_defense_is_trained_on(networks, side):
     expected = noise(None, images[[2]], None, torch.Generator().manual_seed(7))
     assert torch.equal(answers.images[10], expected) and torch.equal(answers.images[0], images[[2]])
     assert answers.rows[10]["p_malignant"] == pytest.approx(
-        models.p_malignant(networks["baseline"], expected)[0], rel=1e-4
+        expit(evaluation.predict(networks["baseline"], expected)[0]), rel=1e-4
     )
 
 

@@ -306,6 +306,17 @@ def test_examples_hold_one_image_that_turns_and_one_that_stands_of_each_class():
     assert robustness.examples(Red(), side, 8 / 255) == [2, 0, 4, 3]
     assert robustness.examples(Red(), side, 0.0) == [0, 1, 3, 4], "none turns"
     assert robustness.examples(Red(), side, 64 / 255) == [0, 1, 3, 4], "the second benign one stands"
+    two = data.Side(None, pixels[[0, 3]], np.array([0, 1]), "")
+    assert robustness.examples(Red(), two, 8 / 255) == [0, 0, 1, 1], "the only one of a class"
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd", "square"])
+def test_a_model_is_attacked_where_it_is(monkeypatch, attack):
+    """Notebooks and explorer keep models on the CPU where there is a GPU too; the device without data stands for it."""
+    monkeypatch.setattr(training, "device", lambda: torch.device("meta"))
+    images, labels = torch.rand(2, 3, 16, 16), torch.tensor([0, 1])
+    (made,) = robustness.perturb(Counted().eval(), images, labels, attack, [4 / 255], steps=2)
+    assert made.shape == images.shape and (made - images).abs().max() <= 4 / 255 + 1e-6
 
 
 def test_noise_is_the_same_alone_and_in_a_row_of_epsilons(run):

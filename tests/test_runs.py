@@ -14,7 +14,8 @@ def test_require_says_which_notebook_writes_the_missing_file(tmp_path, monkeypat
         ("predictions/baseline-none.csv.gz", "02_transfer_learning"),
         ("predictions/baseline-pgd.csv.gz", "03_fgsm_attack"),
         ("models/gaussian_noise_fold2.safetensors", "04_gaussian_noise_defense"),
-        ("history/merged_fgsm.csv", "05_adversarial_training_defense"),
+        ("predictions/merged_fgsm-none-case0.csv.gz", "05_adversarial_training_defense"),
+        ("predictions.csv.gz", "06_comparison"),
         ("results.json", "06_comparison"),
     ]:
         expected = rf"runs/quick/{name} is missing: run notebooks/{notebook}.ipynb first \(with run='quick'\)"
@@ -29,11 +30,8 @@ def test_finished_work_is_current_only_with_its_recipe_and_undamaged(tmp_path):
     path, recipe = tmp_path / "baseline-pgd.csv.gz", {"steps": 20, "epsilons": (1, 2)}
     assert not runs.is_current(path, recipe)
     path.write_text("table")
-    (tmp_path / "baseline-pgd.json").write_text('{"note": "kept"}')
-    assert not runs.is_current(path, recipe)
     runs.write_recipe(path, recipe)
     assert runs.is_current(path, recipe)
-    assert json.loads((tmp_path / "baseline-pgd.json").read_text())["note"] == "kept"
     assert not runs.is_current(path, recipe | {"steps": 21})
     path.write_text("tabl")
     assert not runs.is_current(path, recipe)
@@ -65,13 +63,15 @@ def defined(name):
 
 ONE = """
 from lib import two, runs
+from lib.two import WORDS
 
 STEPS: int = 3
 def step(x): return x + two.SIZE
 def climb(x): return [step(x) for _ in range(STEPS)]
 def rest(x): return runs.folder(x)
+def say(x): return WORDS
 """
-TWO = "SIZE = 1\nWORDS = 'one'\n"
+TWO = "SIZE = 1\nWORDS = 'one'\nOTHER = 0\n"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ TWO = "SIZE = 1\nWORDS = 'one'\n"
         ("one", "x + two.SIZE", "x - two.SIZE", {"step", "climb"}),
         ("one", "STEPS: int = 3", "STEPS: int = 4", {"climb"}),
         ("two", "SIZE = 1", "SIZE = 2", {"step", "climb"}),
-        ("two", "'one'", "'two'", set()),
+        ("two", "'one'", "'two'", {"say"}),
         ("one", "runs.folder(x)", "runs.home()", {"rest"}),
         ("one", "def step(x): return", 'def step(x):\n    """Adds."""\n    return', set()),
         ("one", "STEPS: int = 3", "STEPS: int = (3)  # steps", set()),
@@ -89,7 +89,7 @@ TWO = "SIZE = 1\nWORDS = 'one'\n"
 def test_code_hash_follows_what_a_function_reaches(library, module, old, new, moved):
     sources = {"one": ONE, "two": TWO, "runs": "def folder(x): return x"}
     of = library(**sources)
-    names = ["step", "climb", "rest"]
+    names = ["step", "climb", "rest", "say"]
     before = [of(defined(name)) for name in names]
     library(**{module: sources[module].replace(old, new)})
     after = [of(defined(name)) for name in names]

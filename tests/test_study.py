@@ -186,6 +186,7 @@ def test_parameters_are_read_with_types_and_paths_become_absolute(notebooks, mon
         ("recipes=[]", "recipes must name at least one"),
         ("epsilons=[]", "epsilons must name at least one"),
         ("epsilons=[4, 4.0]", "epsilons: [4, 4.0] names one twice"),
+        ("other_starts=[one/x.safetensors, two/x.safetensors]", "other_starts: two have the same name"),
         ("augmentation=stian", "there is no 'stian' (in 'stian'): did you mean 'stain'?"),
         ("augmentation=plain+stain", "there is no 'plain' (in 'plain+stain')"),
         ("other_augmentations=[scale, balancd+stain]", "did you mean 'balanced'?"),
