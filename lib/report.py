@@ -142,8 +142,8 @@ def _build(run, report, provenance):
     drawn = dataset["synthetic"] is True
     shutil.copyfile(source / "dataset.json", report / "dataset.json")
     shutil.copyfile(runs.require(run, "attacks.csv"), report / "attacks.csv")
-    _write_split(runs.require(run, "split.csv"), report / "split.csv.gz")
-    _write_predictions(runs.require(run, "predictions.csv.gz"), report / "predictions.csv.gz")
+    for name in ("split.csv", "predictions.csv.gz"):
+        _write_table(runs.require(run, name), report / f"{name.removesuffix('.gz')}.gz")
     results = _write_results(runs.require(run, "results.json"), report / "results.json", provenance)
 
     # Where everything lies that a page can link to, by the name under which notebooks and summary know it.
@@ -180,18 +180,13 @@ def _build(run, report, provenance):
         _write_page(report / places[notebook.name], title, body, stem, pages, places, drawn)
 
 
-def _write_split(source, target):
-    """The split without the machine's own paths."""
+def _write_table(source, target):
+    """A table without the machine's own paths, image by image, which packs best. The same table always gives the same bytes."""
     import pandas as pd
 
-    split = pd.read_csv(source, dtype=str, keep_default_na=False).drop(columns="path", errors="ignore")
-    target.write_bytes(gzip.compress(split.to_csv(index=False).encode(), mtime=0))
-
-
-def _write_predictions(source, target):
-    """The same table always gives the same bytes: a gzip file without name and time."""
-    with gzip.open(source) as table:
-        target.write_bytes(gzip.compress(table.read(), mtime=0))
+    table = pd.read_csv(source, dtype=str, keep_default_na=False).drop(columns="path", errors="ignore")
+    table = table.sort_values("image", kind="stable")
+    target.write_bytes(gzip.compress(table.to_csv(index=False).encode(), mtime=0))
 
 
 def _write_results(source, target, provenance):

@@ -73,7 +73,7 @@ def finished(tmp_path, monkeypatch):
         )
         (folder / "attacks.csv").write_text("name\nfgsm\n")
         with gzip.open(folder / "predictions.csv.gz", "wt") as table:
-            table.write("image,margin\na.png,0.5\n")
+            table.write("image,margin\nb.png,0.10\na.png,NA\nb.png,\na.png,0.5\n")
         (folder / "summary.md").write_text(
             "# Summary\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n![curve](figures/curve.png)\n\n![sample](figures/sample.png)\n\nSee [03](03_fgsm_attack.ipynb).\n"
         )
@@ -124,6 +124,8 @@ def test_the_report_of_drawn_tissue_says_so_and_holds_figures_once(finished, sna
     assert results["provenance"] == PROVENANCE and results["metrics"] == [{"n": 1}, {"n": None}]
     assert results["parameters"] == {"data_root": "breakhis"}
     assert gzip.decompress((folder / "split.csv.gz").read_bytes()).decode() == "image,case\na.png,14-1\n"
+    predictions = gzip.decompress((folder / "predictions.csv.gz").read_bytes()).decode()
+    assert predictions == "image,margin\na.png,NA\na.png,0.5\nb.png,0.10\nb.png,\n", "cells stay as they are"
     assert report.tissue_leaks(folder, ["index.html", "figures/sample.png"]) == []
     first = snapshot(folder)
     time.sleep(1.1)  # gzip would note another second

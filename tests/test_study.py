@@ -58,7 +58,7 @@ with open(runs.home() / "calls.txt", "a") as calls:
     calls.write("third\\n")
 pieces = sorted(path.name for path in folder.glob("predictions/*.csv.gz"))
 with gzip.open(folder / "predictions.csv.gz", "wt") as table:
-    table.write("\\n".join(pieces))
+    table.write("\\n".join(["image", *pieces]))
 results = {"run": run, "parameters": {"seed": seed, "weights_dir": "/some/where"}, "training_precision": "float32"}
 results["metrics"] = [{"n": len(pieces)}, {"n": 0}]
 (folder / "results.json").write_text(json.dumps(results))
@@ -276,7 +276,7 @@ def test_only_what_changed_runs_again(notebooks, capfd, snapshot):
     assert study.main(["toy", "--set", "epsilons=[2, 4]"], notebooks) == 0
     assert calls(notebooks) == ["second", "epsilon 4", "third"]
     pieces = gzip.decompress((published / "predictions.csv.gz").read_bytes()).decode().splitlines()
-    assert pieces == ["baseline-fgsm_2.csv.gz", "baseline-fgsm_4.csv.gz"]
+    assert pieces == ["image", "baseline-fgsm_2.csv.gz", "baseline-fgsm_4.csv.gz"]
 
     # A parameter of 03 only.
     assert study.main(["toy", "--set", "epsilons=[2, 4]", "--set", "seed=1"], notebooks) == 0
