@@ -9,27 +9,9 @@ from lib import audit, checks, data, evaluation, papers, runs, splits
 
 COSTLY = ("audit_steps", "square_queries")  # of the attacks that only some runs make
 # Parameters that change no model: they name files, or add models, attacks or votes and leave what else is there as it is.
-NOT_OF_MODELS = (
-    *(
-        "run",
-        "compare_with",
-        "data_root",
-        "weights_dir",
-        "skip_bad_files",
-        "allow_incomplete",
-        "primary_defense",
-    ),
-    *(
-        "epsilons",
-        *COSTLY,
-        "audit_images",
-        "noise_samples",
-        "other_augmentations",
-        "other_sigmas",
-        "other_starts",
-    ),
-    "recipes",
-)
+_FILES = {"run", "compare_with", "data_root", "weights_dir", "skip_bad_files", "allow_incomplete"}
+_ADDED = {"epsilons", *COSTLY, "audit_images", "noise_samples", "other_augmentations", "other_sigmas"}
+NOT_OF_MODELS = _FILES | _ADDED | {"other_starts", "recipes", "primary_defense"}
 LEAKS_BETWEEN = ("split_by", "seed", "precision")  # in what two runs may differ to say what a split is worth
 
 
@@ -84,7 +66,7 @@ def published(names, dataset):
 
 def made_alike(one, two, but=LEAKS_BETWEEN):
     """Whether the models of two runs were made alike, given their parameters, but for those named; recipes are not compared."""
-    ignored = {*NOT_OF_MODELS, *but}
+    ignored = NOT_OF_MODELS.union(but)
     left, right = ({name: each[name] for name in each if name not in ignored} for each in (one, two))
     return left == right
 
