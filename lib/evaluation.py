@@ -26,7 +26,7 @@ COLUMNS = [
         "source_model",
         "p_malignant",
         "margin",
-        "margin_8bit",
+        "right_8bit",
         "linf",
         "l2",
         "ssim",
@@ -105,12 +105,12 @@ def prediction_rows(
     """The rows of the predictions table (`COLUMNS`) of one evaluation.
 
     table: rows of split.csv, one for each image in order; margins: (N,), malignant minus benign logit; margins_8bit: the same
-    for the images rounded to 8 bits, null where nothing was perturbed;
+    for the images rounded to 8 bits, of which right_8bit, 1 or 0, is kept, null where nothing was perturbed;
     epsilon: the allowed change of a channel value in [0, 1]; clean, perturbed: float32 tensors (N, 3, H, W) in
     [0, 1], both or neither. They give linf and l2 (over the whole image, in [0, 1] units) and the SSIM of
     Wang et al. 2004 with scikit-image's window of 7 pixels; without them the three are null.
-    Asserts that no image was changed by more than epsilon (to 1e-6). p_malignant and the three distances are
-    rounded, as the table is published; the margin is kept exactly.
+    Asserts that no image was changed by more than epsilon (to 1e-6). All are rounded, as the table is published: the margin
+    to four significant digits, which keep its sign.
     """
     margins = np.asarray(margins, np.float32)
     if len(margins) != len(table):
@@ -123,16 +123,21 @@ def prediction_rows(
     rows = rows.assign(
         seed=seed, model=model, attack=attack, epsilon=float(epsilon), source_model=source_model
     )
-    rows["p_malignant"] = expit(margins.astype(float)).round(6)
-    rows["margin"] = margins
-    rows["margin_8bit"] = np.nan if margins_8bit is None else np.asarray(margins_8bit, np.float32)
+    rows["p_malignant"] = expit(margins.astype(float)).round(4)
+    rows["margin"] = _significant(margins, 4)
+    right = None if margins_8bit is None else is_right(rows, np.asarray(margins_8bit))
+    rows["right_8bit"] = pd.Series(right, rows.index, dtype="Int8")
     linf = l2 = ssim = np.full(len(rows), np.nan)
     if perturbed is not None:
         linf, l2, ssim = _distances(clean, perturbed)
         worst = linf.max(initial=0.0)
         assert worst <= epsilon + 1e-6, f"{attack} changed a pixel by {worst:.6f}, more than {epsilon:.6f}."
-    rows = rows.assign(linf=linf.round(7), l2=l2.round(5), ssim=ssim.round(5))
+    rows = rows.assign(linf=linf.round(7), l2=_significant(l2, 3), ssim=ssim.round(3))
     return rows[COLUMNS]
+
+
+def _significant(values, digits):
+    return np.array([float(f"{value:.{digits}g}") for value in values])
 
 
 def _distances(clean, perturbed):
@@ -185,7 +190,7 @@ def read_piece(file):
     """One file of predictions, with text kept as written. Raises ValueError, naming it, when its columns are others."""
     piece = pd.read_csv(
         file,
-        dtype=dict.fromkeys(TEXT, str) | dict.fromkeys(WHOLE, int),
+        dtype=dict.fromkeys(TEXT, str) | dict.fromkeys(WHOLE, int) | {"right_8bit": "Int8"},
         keep_default_na=False,
         na_values={name: [""] for name in COLUMNS if name not in TEXT},
     )
@@ -218,9 +223,8 @@ def _refuse_bad_rows(predictions, key):
 
 
 def tested_rows(predictions):
-    """The test rows, with `source_model` never null and `malignant`, `right`, `right_8bit` and `toward_truth` added.
+    """The test rows, with `source_model` never null and `malignant`, `right` and `toward_truth` added.
 
-    right_8bit is right (1.0) or not (0.0) after rounding to 8 bits, null where nothing was perturbed;
     toward_truth is the margin toward the true class: positive where the model is right, the attack's target.
     """
     rows = predictions[predictions["split"] == "test"].reset_index(drop=True)
@@ -233,14 +237,14 @@ def tested_rows(predictions):
     return rows.assign(
         malignant=malignant,
         right=is_right(rows),
-        right_8bit=is_right(rows, "margin_8bit").astype(float).where(rows["margin_8bit"].notna()),
+        right_8bit=rows["right_8bit"].astype(float),
         toward_truth=np.where(malignant, margin, -margin),
     )
 
 
-def is_right(rows, margin="margin"):
-    """Whether each row's decision, malignant when the margin is above 0, is its label; margin: "margin" or "margin_8bit"."""
-    return (rows[margin] > 0) == (rows["label"] == "malignant")
+def is_right(rows, margins=None):
+    """Whether each row's decision, malignant when the margin is above 0, is its label; margins: others than the row's."""
+    return ((rows["margin"] if margins is None else margins) > 0) == (rows["label"] == "malignant")
 
 
 def margin_falls(predictions):
@@ -261,7 +265,7 @@ def margin_falls(predictions):
 def metrics(predictions, resamples=2000, seed=0):
     """Metrics of the test rows: a row (`METRICS`) for each evaluation and subset, the baseline and clean images first.
 
-    Subsets: "all", "malignant", and "100X", ... when an evaluation holds several magnifications. The folds of one
+    Subsets: "all", "malignant", and, clean and in the worst case, "100X", ... where there are several magnifications. The folds of one
     split are pooled (out-of-fold predictions). All are fractions; _low and _high are those of `bootstrap_interval`.
     What does not exist is null (NaN or NA): with one class in the subset, everything about the other class, and the
     balanced accuracy, precision and AUROC, which need both; precision also when the model never answers malignant.
@@ -275,7 +279,7 @@ def metrics(predictions, resamples=2000, seed=0):
     for key, group in rows.groupby(EVALUATION, sort=True):
         subsets = {"all": group, "malignant": group[group["malignant"]]}
         magnifications = sorted(group["magnification"].unique())
-        if len(magnifications) > 1:
+        if len(magnifications) > 1 and group["attack"].iloc[0] in ("none", "worst_case"):
             subsets |= {f"{m}X": group[group["magnification"] == m] for m in magnifications}
         for subset, part in subsets.items():
             if len(part):
@@ -560,14 +564,13 @@ def worst_case(predictions):
     At an epsilon an image is right only if it is right clean and right under every attack run at every epsilon up to
     this one; only test images on which all of them ran are in the table. A row is that of the evaluation that fooled
     the model: the wrong one at the smallest epsilon (of several, the most wrong); where none did, the one that came
-    nearest. margin_8bit is that of the evaluation that came nearest or went furthest in 8 bits, null where one lacks it. A
+    nearest. right_8bit is 0 where one evaluation fooled the model in 8 bits, null where one was not tried in them. A
     model without clean predictions, or that was not attacked with PGD, has no rows: one step is no worst case.
     """
     rows = tested_rows(predictions)
     rows = rows[rows["attack"] != "worst_case"]
     # An image that nothing changed is whole in 8 bits.
-    whole = rows["margin_8bit"].fillna(rows["margin"].where(rows["attack"] == "none"))
-    rows = rows.assign(margin_8bit=whole, truth_8bit=whole.where(rows["malignant"], -whole))
+    rows["right_8bit"] = rows["right_8bit"].where(rows["attack"] != "none", rows["right"].astype(float))
     runs = ["attack", "epsilon", "source_model"]
     found = [pd.DataFrame(columns=COLUMNS)]
     for _, group in rows.groupby(["split_by", "seed", "model"], sort=True):
@@ -581,10 +584,11 @@ def worst_case(predictions):
             # Wrong before right; among the wrong the smallest epsilon; then the lowest margin toward the truth.
             order = part.assign(first=part["epsilon"].where(~part["right"], 2.0))
             order = order.sort_values(["first", "toward_truth"], kind="stable").drop_duplicates(TESTED)
-            saved = part.sort_values("truth_8bit", kind="stable", na_position="first").drop_duplicates(TESTED)
+            saved = part.sort_values("right_8bit", kind="stable", na_position="first").drop_duplicates(TESTED)
             order, saved = (each.sort_values(TESTED) for each in (order, saved))
-            order = order.assign(margin_8bit=saved["margin_8bit"].to_numpy())
-            found.append(order.assign(attack="worst_case", epsilon=epsilon, source_model="")[COLUMNS])
+            order = order.assign(right_8bit=saved["right_8bit"].to_numpy())
+            order = order.assign(attack="worst_case", epsilon=epsilon, source_model="")
+            found.append(order[COLUMNS].astype({"right_8bit": "Int8"}))
     found = [part for part in found if len(part)] or found
     return pd.concat(found, ignore_index=True)
 

@@ -19,6 +19,7 @@ from lib import profiles, runs
 
 NOTEBOOKS = runs.ROOT / "notebooks"
 LAST = "06_comparison"
+OPTIONAL = {"04"}  # a study may go without; the others need each other
 
 # The runner itself; every other module writes numbers, words or figures of a stage.
 NO_RESULTS = ("__init__", "profiles", "runs", "study")
@@ -48,11 +49,12 @@ class StudyError(RuntimeError):
     """A stage failed, another study holds the run, or the report could not be published; the text says which."""
 
 
-def run_study(profile, data_root=None, settings=(), force=False, notebooks=NOTEBOOKS):
+def run_study(profile, data_root=None, settings=(), force=False, notebooks=NOTEBOOKS, without=()):
     """Run every notebook whose parameters, code or inputs changed, publish the report, and return its index.html.
 
     profile: a name or a YAML path. data_root: a BreaKHis folder that replaces the profile's data. settings: texts of the form
-    "NAME=VALUE" (YAML values). force: run every stage anew, finished work inside it included.
+    "NAME=VALUE" (YAML values). force: run every stage anew, finished work inside it included. without: numbers of notebooks to
+    leave out, of `OPTIONAL`.
     Raises ParameterError before anything is touched, StudyError when a stage or the publishing fails; finished stages, finished
     work inside a stage and the last good report stay.
     """
@@ -66,6 +68,7 @@ def run_study(profile, data_root=None, settings=(), force=False, notebooks=NOTEB
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     folder = runs.folder(parameters["run"])
+    stages = _left(stages, without, folder)
     for name in ("stages", "notebooks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     try:
@@ -87,6 +90,20 @@ def _stages(notebooks):
     if not stages:
         raise profiles.ParameterError(f"no notebooks 01_*.ipynb under {notebooks}")
     return stages
+
+
+def _left(stages, without, folder):
+    """The stages without those whose numbers are named; results of such a one must not be there, they would be compared."""
+    if needed := set(without) - OPTIONAL:
+        raise profiles.ParameterError(
+            f"notebook {', '.join(sorted(needed))} cannot be left out, only {', '.join(sorted(OPTIONAL))}"
+        )
+    left_out = [stage for stage in stages if stage.name[:2] in without]
+    if ran := [stage.stem for stage in left_out if _record(folder, stage)]:
+        raise profiles.ParameterError(
+            f"the run {folder.name} holds results of {', '.join(ran)}: choose another run name"
+        )
+    return [stage for stage in stages if stage not in left_out]
 
 
 def overview():
@@ -468,6 +485,13 @@ def main(arguments=None, notebooks=NOTEBOOKS):
         default=[],
         help="change one parameter; may be repeated",
     )
+    parser.add_argument(
+        "--without",
+        metavar="NN",
+        action="append",
+        default=[],
+        help="leave a notebook out: 04",
+    )
     parser.add_argument("--force", action="store_true", help="run everything anew, unchanged or not")
     parser.add_argument(
         "--home", metavar="DIR", help="where runs/ and reports/ lie (default: the repository)"
@@ -476,7 +500,7 @@ def main(arguments=None, notebooks=NOTEBOOKS):
     if options.home:
         os.environ["STUDY_HOME"] = str(Path(options.home).absolute())
     try:
-        run_study(options.profile, options.data_root, options.set, options.force, notebooks)
+        run_study(options.profile, options.data_root, options.set, options.force, notebooks, options.without)
     except profiles.ParameterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -450,9 +450,10 @@ def _beside(results, other):
 
 
 def _over_seeds(results, other):
-    """How far chance in split and training moves the values: their spread over runs whose models differ in nothing but the seed.
+    """How far chance in split and training moves the values: their spread over runs whose models differ in the seed, or in precision too.
 
-    The worst case is over all attacks of a run: it stands beside others only where all runs have the same ones.
+    The worst case is over all attacks of a run: it stands beside others only where all runs have the same ones, the images made
+    for other models among them.
     """
     runs_by_seed = {}
     for each in (results, *other.values()):
@@ -464,6 +465,7 @@ def _over_seeds(results, other):
     every = [_rows(each, each["parameters"]["split_by"]) for each in alike]
     models, epsilon = _models(every[0]), _reference(results, _epsilons(every[0]))
     asked = [[each["parameters"].get(name) for name in ("epsilons", *COSTLY)] for each in alike]
+    asked = [[*each, _models(rows)] for each, rows in zip(asked, every, strict=True)]
     attacked = ("fgsm", "pgd", *["worst_case"] * all(each == asked[0] for each in asked))
     tests = [("none", 0.0), *((attack, epsilon) for attack in attacked)]
     shown = [(*test, rate) for rate in ("accuracy", "balanced_accuracy") for test in tests]
@@ -476,7 +478,11 @@ def _over_seeds(results, other):
             cells.append(f"{fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})" if told else "")
         name = wording.attack_name(attack, at) + " balanced accuracy" * (rate != "accuracy")
         lines.append(f"| {' | '.join([name, *cells])} |")
-    seeds = ", ".join(map(str, runs_by_seed))
+    precisions = {each["training_precision"] for each in alike}
+    seeds = ", ".join(
+        f"{seed} in {each['training_precision']}" if len(precisions) > 1 else str(seed)
+        for seed, each in runs_by_seed.items()
+    )
     return [
         "",
         f"Over {len(alike)} seeds ({seeds}), models otherwise made alike: the mean, and from the least to the most.",
@@ -496,10 +502,10 @@ def _made(results):
 
 
 def _differ_in_seed(one, two):
-    """Whether the models of two runs differ in the seed at most; of the recipes, what one kept the other must have tried."""
+    """Whether models differ in seed and precision at most; of the recipes, what one run kept the other must have tried."""
     tried = [set(each["parameters"].get("recipes", [])) for each in (one, two)]
     kept = [{row["recipe"] for row in each.get("recipes", []) if row["kept"]} for each in (one, two)]
-    alike = made_alike(_made(one), _made(two), ("seed",))
+    alike = made_alike(one["parameters"], two["parameters"], ("seed", "precision"))
     return alike and kept[0] <= tried[1] and kept[1] <= tried[0]
 
 

@@ -90,14 +90,14 @@ def test_prediction_rows_hold_distances_and_a_sigmoid():
         perturbed=perturbed,
     )
     assert list(made.columns) == evaluation.COLUMNS
-    np.testing.assert_allclose(made["p_malignant"], torch.tensor([0, 2, -1, 80.0]).sigmoid(), atol=1e-6)
+    np.testing.assert_allclose(made["p_malignant"], torch.tensor([0, 2, -1, 80.0]).sigmoid(), atol=5e-5)
     np.testing.assert_allclose(made["linf"], (perturbed - clean).abs().amax((1, 2, 3)), atol=1e-6)
-    np.testing.assert_allclose(made["l2"], (perturbed - clean).flatten(1).norm(dim=1), atol=1e-4)
+    np.testing.assert_allclose(made["l2"], (perturbed - clean).flatten(1).norm(dim=1), rtol=5e-3)
     ssim = [
         structural_similarity(a, b, channel_axis=2, data_range=1)
         for a, b in zip(clean.permute(0, 2, 3, 1).numpy(), perturbed.permute(0, 2, 3, 1).numpy(), strict=True)
     ]
-    np.testing.assert_allclose(made["ssim"], ssim, atol=1e-4)
+    np.testing.assert_allclose(made["ssim"], ssim, atol=5e-4)
     unperturbed = rows(split_table(["benign"]), [1.0])
     assert unperturbed[["linf", "l2", "ssim"]].isna().all(axis=None)
     assert unperturbed["source_model"].item() == ""
@@ -571,11 +571,11 @@ def test_in_the_worst_case_an_image_that_nothing_changed_is_whole_in_8_bits():
     attacked = rows(table, [-2, -1, -1, 0.5], attack="pgd", epsilon=0.1, margins_8bit=[-2, 1, -1, 0.5])
     found = one(evaluation.metrics(evaluation.worst_case(pd.concat([clean, attacked]))), subset="all")
     assert (found["accuracy"], found["accuracy_8bit"]) == (0.25, 0.5)
-    unknown = attacked.assign(margin_8bit=np.nan)
+    unknown = attacked.assign(right_8bit=clean["right_8bit"])
     found = one(evaluation.metrics(evaluation.worst_case(pd.concat([clean, unknown]))), subset="all")
     assert np.isnan(found["accuracy_8bit"])
     # The first image to fall falls in a stronger attack for good; of one attack nothing is known in 8 bits.
-    stronger = attacked.assign(epsilon=0.2, margin=-3.0, margin_8bit=-3.0)
+    stronger = attacked.assign(epsilon=0.2, margin=-3.0, right_8bit=0)
     found = evaluation.metrics(evaluation.worst_case(pd.concat([clean, attacked, stronger])))
     assert one(found, subset="all", epsilon=0.2)["accuracy_8bit"] == 0
     found = evaluation.metrics(evaluation.worst_case(pd.concat([clean, unknown, stronger])))
@@ -608,8 +608,10 @@ def test_worst_case_is_never_better_than_any_attack(seed):
     for epsilon in (1 / 255, 4 / 255):
         fooled = wrong.loc[wrong["epsilon"] <= epsilon, "image"].nunique()
         assert worst.loc[epsilon, "accuracy"] == pytest.approx(1 - fooled / len(table))
-        saved = made["margin_8bit"].fillna(made["margin"].where(made["attack"] == "none"))
-        fooled = made.loc[(made["epsilon"] <= epsilon) & ((saved > 0) != truth), "image"].nunique()
+        fallen = (made["right_8bit"] == 0).fillna(False) | (
+            (made["attack"] == "none") & ((made["margin"] > 0) != truth)
+        )
+        fooled = made.loc[(made["epsilon"] <= epsilon) & fallen, "image"].nunique()
         assert worst.loc[epsilon, "accuracy_8bit"] == pytest.approx(1 - fooled / len(table))
 
 

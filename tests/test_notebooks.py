@@ -120,18 +120,21 @@ def test_one_notebook_by_papermill_with_a_profile_and_a_parameter(copied, tmp_pa
     assert (copied / "predictions" / "baseline-pgd-1-case0.csv.gz").exists()
 
 
-def test_an_audit_goes_without_its_costly_parts(copied, tmp_path):
+def test_audit_and_comparison_go_without_notebook_4_and_the_costly_parts(copied, tmp_path):
+    for file in [*copied.glob("*/gaussian_noise*"), *copied.glob("figures/04_*")]:
+        file.unlink()
     left_out = dict.fromkeys(("audit_steps", "square_queries", "audit_images"), 0)
-    notebook = study.NOTEBOOKS / "07_robustness_audit.ipynb"
-    papermill.execute_notebook(
-        notebook,
-        tmp_path / "out.ipynb",
-        {**_own(notebook, profiles.load("smoke")), **left_out},
-        kernel_name="python3",
-        progress_bar=False,
-    )
+    for name in ("07_robustness_audit", "06_comparison"):
+        notebook = study.NOTEBOOKS / f"{name}.ipynb"
+        own = _own(notebook, profiles.load("smoke") | left_out)
+        papermill.execute_notebook(
+            notebook, tmp_path / "out.ipynb", own, kernel_name="python3", progress_bar=False
+        )
     meaning = pd.read_csv(copied / "attacks.csv")
     assert set(meaning["name"]) == {"none", *robustness.ATTACKS, "worst_case"}
+    recorded = json.loads((copied / "results.json").read_text())
+    attacked = {row["model"] for row in recorded["metrics"] if row["attack"] == "worst_case"}
+    assert attacked == {"baseline", "merged_fgsm", "adversarial_training"}
 
 
 def _own(notebook, parameters):

@@ -134,6 +134,7 @@ def replace_in(notebook, old, new):
         (["toy", "--set", "run=../elsewhere"], "must be a plain folder name"),
         (["toy", "--data-root", "nowhere"], "nowhere is not a folder"),
         (["tyo"], "no profile 'tyo': did you mean 'toy'?"),
+        (["toy", "--without", "09"], "notebook 09 cannot be left out, only 04"),
     ],
 )
 def test_wrong_use_ends_with_one_clear_line_before_anything_is_written(notebooks, capsys, arguments, words):
@@ -254,7 +255,7 @@ def test_a_stage_depends_on_the_modules_it_imports_through_others_too(tmp_path, 
 # ---------------------------------------------------------------------------------------------- running
 
 
-def test_only_what_changed_runs_again(notebooks, capfd, snapshot):
+def test_only_what_changed_runs_again(notebooks, capfd, snapshot, monkeypatch):
     assert study.main(["toy"], notebooks) == 0
     assert calls(notebooks) == ["first", "second", "epsilon 1", "epsilon 2", "third"]
     shown = capfd.readouterr()
@@ -295,6 +296,13 @@ def test_only_what_changed_runs_again(notebooks, capfd, snapshot):
 
     assert study.main(["toy", "--set", "epsilons=[2, 4]", "--set", "seed=1", "--force"], notebooks) == 0
     assert calls(notebooks) == ["first", "second", "epsilon 2", "epsilon 4", "third"]
+
+    # One notebook left out; where it has run, its results would be compared.
+    monkeypatch.setattr(study, "OPTIONAL", {"01", "02"})
+    assert study.main(["toy", "--without", "01", "--set", "run=other"], notebooks) == 1
+    assert "split.csv" in capfd.readouterr().err and calls(notebooks) == []
+    assert study.main(["toy", "--without", "02"], notebooks) == 2
+    assert "holds results of 02_second:" in capfd.readouterr().err
 
 
 def test_a_failing_cell_is_named_and_the_last_report_stays(notebooks, capsys, snapshot):

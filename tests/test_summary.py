@@ -120,8 +120,9 @@ def test_other_seeds_and_the_other_split_stand_beside(quick):
         "| color only | " in alone.split("| leakage |")[1]
         and "| baseline | " not in alone.split("leakage")[1].split("##")[0]
     )
+    lower = dict(clean, seed=1, accuracy=0.123)
     seed = quick | {
-        "metrics": [dict(clean, seed=1, accuracy=0.123)],
+        "metrics": [lower if row is clean else dict(row, seed=1) for row in quick["metrics"]],
         "parameters": quick["parameters"] | {"run": "second", "seed": 1},
     }
     both = summary.write(quick, "case", "adversarial_training", {"second": seed})
@@ -133,13 +134,23 @@ def test_other_seeds_and_the_other_split_stand_beside(quick):
     assert "Over 2 seeds (0, 1), models otherwise made alike" in again, "a seed counts once"
     spread_alone = both.split("otherwise made alike")[1].split("## ")[0]
     assert "| worst case 4/255 |" in spread_alone
+    wider = summary.write(
+        quick, "case", "adversarial_training", {"w": seed | {"training_precision": "bfloat16"}}
+    )
+    assert "Over 2 seeds (0 in float32, 1 in bfloat16), models otherwise made alike" in wider
+    seed["metrics"] = [lower]
+    told = summary.write(quick, "case", "adversarial_training", {"second": seed})
+    told = told.split("otherwise made alike")[1].split("## ")[0]
+    assert "| worst case" not in told and "| FGSM 4/255 |" in told, (
+        "no images of the models that one run lacks"
+    )
+    empty = told.split("| PGD 4/255 |")[1].split("\n")[0]
+    assert set(empty) <= set(" |"), "no spread of what one run alone has"
     fewer = {"epsilons": [4], "square_queries": 0}
     fewer = seed | {"parameters": seed["parameters"] | fewer}
     told = summary.write(quick, "case", "adversarial_training", {"fewer": fewer})
     told = told.split("otherwise made alike")[1].split("## ")[0]
     assert "| worst case" not in told and f"| clean | {spread} | " in told, "other attacks, the same models"
-    empty = told.split("| PGD 4/255 |")[1].split("\n")[0]
-    assert set(empty) <= set(" |"), "no spread of what one run alone has"
     other_recipe = [row | {"recipe": "pgd"} for row in quick["recipes"]]
     other_recipe = {"recipes": other_recipe, "parameters": seed["parameters"] | {"recipes": ["pgd"]}}
     told = summary.write(quick, "case", "adversarial_training", {"pgd": seed | other_recipe})
