@@ -20,7 +20,7 @@ TESTED = {  # the attack -> the images that a model was tested on
 }
 SIDES = ("train", "validation", "test")
 SAID = {ALAM: 7902}  # how many images there are in all, in the text
-SPLITS = {  # images: Li & Liu, Table 1; Alam et al., table of the split
+PUBLISHED_SPLITS = {  # images: Li & Liu, Table 1; Alam et al., table of the split
     LI: {"benign": (515, 64, 65), "malignant": (722, 90, 91)},
     ALAM: {"benign": (1984, 248, 248), "malignant": (4343, 542, 544)},
 }
@@ -173,9 +173,12 @@ OPEN = {
 def contradictions():
     """What the published numbers say about each other, by computation: (paper, sentence, whether they agree)."""
     found = []
-    totals = {paper: {label: sum(sides) for label, sides in SPLITS[paper].items()} for paper in SPLITS}
+    totals = {
+        paper: {label: sum(sides) for label, sides in PUBLISHED_SPLITS[paper].items()}
+        for paper in PUBLISHED_SPLITS
+    }
     published = {(paper, table, what, quantity): value for paper, table, what, quantity, value in CLAIMS}
-    (_, _, benign), (_, _, malignant) = SPLITS[LI]["benign"], SPLITS[LI]["malignant"]
+    (_, _, benign), (_, _, malignant) = PUBLISHED_SPLITS[LI]["benign"], PUBLISHED_SPLITS[LI]["malignant"]
     for model in ("original model", "trained with noise"):
         right = round(published[LI, "Table 2", model, "accuracy"] * (benign + malignant))
         of_malignant = round(published[LI, "Table 3", model, "malignant accuracy"] * malignant)
@@ -194,7 +197,7 @@ def contradictions():
             True,
         )
     )
-    benign, malignant = (SPLITS[ALAM][label][2] for label in ("benign", "malignant"))
+    benign, malignant = (PUBLISHED_SPLITS[ALAM][label][2] for label in ("benign", "malignant"))
     for what in CONDITIONS[ALAM]:
         said = {
             quantity: value
@@ -277,7 +280,7 @@ def deviations(paper, parameters, images=None):
     parameters: the run's; images: how many it stands on.
     """
     said = []
-    theirs = sum(map(sum, SPLITS[paper].values()))
+    theirs = sum(map(sum, PUBLISHED_SPLITS[paper].values()))
     if images not in (None, theirs):
         said.append(f"{images:,} images instead of {theirs:,}")
     for name, asked in RECIPES[paper].items():
@@ -319,7 +322,7 @@ def records(predictions, split, parameters):
     parameters = parameters | {
         "folds": split.loc[split["split_by"] == parameters["split_by"], "fold"].nunique()
     }
-    for paper, table in SPLITS.items():
+    for paper, table in PUBLISHED_SPLITS.items():
         ours = split[(split["split_by"] == "image") & (split["fold"] == 0)].set_index(["label", "split"])[
             "images"
         ]
@@ -357,7 +360,7 @@ def records(predictions, split, parameters):
                 found.append(record | {"reason": f"the run has no {model} under {attack}"})
             else:
                 found.append(record | measure(rows, quantity))
-    said = {paper: deviations(paper, parameters, int(counts.max())) for paper in SPLITS}
+    said = {paper: deviations(paper, parameters, int(counts.max())) for paper in PUBLISHED_SPLITS}
     return [record | {"deviations": said[record["paper"]]} for record in found]
 
 

@@ -61,7 +61,7 @@ SIGMA = Axis(
 )
 
 
-def in_8_bits(values):
+def to_bytes(values):
     """float in [0, 1] as uint8."""
     return (values * 255).round().astype(np.uint8)
 
@@ -80,7 +80,7 @@ def picture(rows):
             if panel is None:
                 continue
             place = canvas[top * (side + GAP) :, left * (side + GAP) :][:side, :side]
-            place[..., :3], place[..., 3] = in_8_bits(panel).repeat(factor, 0).repeat(factor, 1), 255
+            place[..., :3], place[..., 3] = to_bytes(panel).repeat(factor, 0).repeat(factor, 1), 255
     drawn = io.BytesIO()
     Image.fromarray(canvas).save(drawn, "png", compress_level=1)
     return drawn.getvalue()
@@ -95,7 +95,7 @@ def heat(values, under=None):
 def thumbnail(pixels, of):
     """The CSS rule that paints an image, float (H, W, 3) in [0, 1], as a small square on what is of class `of`."""
     drawn, size = io.BytesIO(), f"{THUMBNAIL}px"
-    small = Image.fromarray(in_8_bits(pixels)).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    small = Image.fromarray(to_bytes(pixels)).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     small.save(drawn, "jpeg")
     address = f"data:image/jpeg;base64,{base64.b64encode(drawn.getvalue()).decode()}"
     return f".{of} {{ width: {size}; height: {size}; background: url({address}) center / cover !important; }}"

@@ -131,8 +131,9 @@ def resolve(profile, data_root, settings, stages):
             )
     for recipe in parameters.get("recipes", []):
         recipe_parts(recipe)
-    for name in (parameters.get("augmentation", "plain"), *parameters.get("other_augmentations", [])):
-        augmentation_parts(name)
+    augmentation_parts(parameters.get("augmentation", "plain"))
+    for name in parameters.get("other_augmentations", []):
+        augmentation_parts(name, "other_augmentations")
     starts = [Path(start).stem for start in parameters.get("other_starts", [])]
     if len(set(starts)) < len(starts):
         raise ParameterError("other_starts: two have the same name, which their trainings go by; rename one")
@@ -156,14 +157,12 @@ def recipe_parts(recipe):
     return parts
 
 
-def augmentation_parts(name):
+def augmentation_parts(name, parameter="augmentation"):
     """The parts of an augmentation: "scale+stain" is ["scale", "stain"], "plain" has none. Raises ParameterError for unknown ones."""
     if name == "plain":
         return []
     parts = name.split("+")
-    _refuse_unknown(
-        parts, AUGMENTATIONS if len(parts) > 1 else ("plain", *AUGMENTATIONS), "augmentation", name
-    )
+    _refuse_unknown(parts, AUGMENTATIONS if len(parts) > 1 else ("plain", *AUGMENTATIONS), parameter, name)
     return parts
 
 

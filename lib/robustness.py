@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from lib import attacks, checks, data, evaluation, models, runs, splits, training, wording
 
-ATTACKS = ("random_noise", "fgsm", "pgd", "transfer_fgsm")
+AT_EVERY_EPSILON = ("random_noise", "fgsm", "pgd", "transfer_fgsm")
 BATCH_PIXELS = 2**19  # of the images attacked at once; bounds the memory of a backward pass
 
 
@@ -25,7 +25,7 @@ def starting_weights(folder, pretrained, fold=0):
     return checkpoint(folder, f"source_{magnification}X", fold) if magnification else pretrained
 
 
-def start_recipe(start):
+def weights_id(start):
     """Starting weights for a recipe: the hash of a checkpoint, or the name."""
     return runs.file_hash(start) if Path(start).is_file() else str(start)
 
@@ -385,7 +385,7 @@ def perturb(model, images, labels, attack, epsilons, steps=0, seed=0, label=None
     `seed` and the epsilon only. `label` names the work where it takes long enough to show progress. Raises ValueError for an
     unknown attack.
     """
-    if attack not in (known := ("none", *ATTACKS, *evaluation.CASCADE)):
+    if attack not in (known := ("none", *AT_EVERY_EPSILON, *evaluation.CASCADE)):
         raise ValueError(f"Unknown attack {attack!r}: use {', '.join(known)}.")
     if attack == "none" or len(images) == 0:
         return [images for _ in epsilons]

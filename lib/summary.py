@@ -13,7 +13,7 @@ DRAWN_NOTE = (
     "The difficulty, number of cases and size of the drawn images were settled while looking at test accuracy, so that the baseline "
     "of the quick profile gets about nine in ten right: these results show the method and are no test on unseen data."
 )
-SPLITS = {
+SPLIT_WORDS = {
     "case": "no case on two sides",
     "image": "as the papers split: images of one case are on several sides",
     "fold": "the database's own five folds, by patient folder: some cases are on both sides, some images are tested several times",
@@ -39,7 +39,7 @@ def write(results, split_by, primary_defense, other=None):
         f"# How easily is the classifier fooled, and which defense holds? ({results['run']})",
         "",
         f"{about['name'][:1].upper()}{about['name'][1:]}, {about['images']} images of {about['cases']} cases; split by {split_by} "
-        f"({SPLITS[split_by]}). {baseline['n']} test images of {baseline['n_cases']} cases; seed {baseline['seed']}.",
+        f"({SPLIT_WORDS[split_by]}). {baseline['n']} test images of {baseline['n_cases']} cases; seed {baseline['seed']}.",
         *["", DRAWN_NOTE] * about["synthetic"],
         "",
         "## In short",

@@ -131,7 +131,7 @@ def test_audit_and_comparison_go_without_notebook_4_and_the_costly_parts(copied,
             notebook, tmp_path / "out.ipynb", own, kernel_name="python3", progress_bar=False
         )
     meaning = pd.read_csv(copied / "attacks.csv")
-    assert set(meaning["name"]) == {"none", *robustness.ATTACKS, "worst_case"}
+    assert set(meaning["name"]) == {"none", *robustness.AT_EVERY_EPSILON, "worst_case"}
     recorded = json.loads((copied / "results.json").read_text())
     attacked = {row["model"] for row in recorded["metrics"] if row["attack"] == "worst_case"}
     assert attacked == {"baseline", "merged_fgsm", "adversarial_training"}

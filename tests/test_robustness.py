@@ -25,7 +25,12 @@ def run(drawn, tmp_path_factory):
 def test_every_attack_gives_a_row_for_each_image_and_epsilon(run):
     folder, images = run
     rows = robustness.evaluate(
-        folder, "defended", images, ["none", *robustness.ATTACKS], epsilons=EPSILONS, steps={"pgd": 2}
+        folder,
+        "defended",
+        images,
+        ["none", *robustness.AT_EVERY_EPSILON],
+        epsilons=EPSILONS,
+        steps={"pgd": 2},
     )
     test = images.side("test")
     assert rows.groupby(["attack", "epsilon"]).size().eq(len(test)).all()
@@ -184,7 +189,7 @@ def audited(model, folder, images, monkeypatch):
     """All attacks on a planted model, and the checks on what they found, by name."""
     monkeypatch.setattr(models, "load", lambda path: model)
     options = {"epsilons": [4 / 255, 64 / 255], "steps": STEPS | {"pgd": 5, "square": 100}}
-    rows = robustness.evaluate(folder, PLANTED, images, ["none", *robustness.ATTACKS], **options)
+    rows = robustness.evaluate(folder, PLANTED, images, ["none", *robustness.AT_EVERY_EPSILON], **options)
     options["epsilons"] = options["epsilons"][:1]
     cascade = robustness.evaluate(folder, PLANTED, images, evaluation.CASCADE, **options)
     settings = [(5, 1, 0.5), (20, 4, 0.125)]
@@ -338,7 +343,11 @@ def test_each_attack_name_is_explained():
     whole = robustness.attack_table(EPSILONS, STEPS, EPSILONS[1:])
     assert set(whole["name"]) == set(attacks.DESCRIPTIONS)
     assert whole.set_index("name").loc["square", ["queries", "epsilons"]].tolist() == [23, "8/255"]
-    assert set(table["name"]) == {"none", *robustness.ATTACKS, "worst_case"} <= set(attacks.DESCRIPTIONS)
+    assert (
+        set(table["name"])
+        == {"none", *robustness.AT_EVERY_EPSILON, "worst_case"}
+        <= set(attacks.DESCRIPTIONS)
+    )
     assert table.set_index("name").loc["pgd", ["steps", "step_size"]].tolist() == [10, "0.25 epsilon"]
 
 

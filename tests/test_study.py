@@ -190,7 +190,7 @@ def test_parameters_are_read_with_types_and_paths_become_absolute(notebooks, mon
         ("other_starts=[one/x.safetensors, two/x.safetensors]", "other_starts: two have the same name"),
         ("augmentation=stian", "there is no 'stian' (in 'stian'): did you mean 'stain'?"),
         ("augmentation=plain+stain", "there is no 'plain' (in 'plain+stain')"),
-        ("other_augmentations=[scale, balancd+stain]", "did you mean 'balanced'?"),
+        ("other_augmentations=[scale, balancd+stain]", "other_augmentations: there is no 'balancd'"),
         ("noise_drawn=onse", "noise_drawn: there is no 'onse': did you mean 'once'?"),
         ("split_by=cases", "split_by: there is no 'cases': did you mean 'case'?"),
     ],
