@@ -265,8 +265,9 @@ def margin_falls(predictions):
 def metrics(predictions, resamples=2000, seed=0):
     """Metrics of the test rows: a row (`METRICS`) for each evaluation and subset, the baseline and clean images first.
 
-    Subsets: "all", "malignant", and, clean and in the worst case, "100X", ... where there are several magnifications. The folds of one
-    split are pooled (out-of-fold predictions). All are fractions; _low and _high are those of `bootstrap_interval`.
+    Subsets: "all"; "malignant", except on images made for other models (not in `SOURCES`); "100X", ... clean and in the worst
+    case, where there are several magnifications. The folds of one split are pooled (out-of-fold predictions). All are
+    fractions; _low and _high are those of `bootstrap_interval`.
     What does not exist is null (NaN or NA): with one class in the subset, everything about the other class, and the
     balanced accuracy, precision and AUROC, which need both; precision also when the model never answers malignant.
     accuracy_8bit is the accuracy after rounding the perturbed images to 8 bits, null where there are none.
@@ -277,15 +278,16 @@ def metrics(predictions, resamples=2000, seed=0):
     rows = tested_rows(predictions)
     found = []
     for key, group in rows.groupby(EVALUATION, sort=True):
-        subsets = {"all": group, "malignant": group[group["malignant"]]}
+        evaluated = dict(zip(EVALUATION, key, strict=True))
+        subsets = {"all": group}
+        if evaluated["source_model"] in SOURCES:
+            subsets["malignant"] = group[group["malignant"]]
         magnifications = sorted(group["magnification"].unique())
-        if len(magnifications) > 1 and group["attack"].iloc[0] in ("none", "worst_case"):
+        if len(magnifications) > 1 and evaluated["attack"] in ("none", "worst_case"):
             subsets |= {f"{m}X": group[group["magnification"] == m] for m in magnifications}
         for subset, part in subsets.items():
             if len(part):
-                found.append(
-                    dict(zip(EVALUATION, key, strict=True), subset=subset, **_measure(part, resamples, seed))
-                )
+                found.append(evaluated | {"subset": subset} | _measure(part, resamples, seed))
     found.sort(key=lambda row: (row["model"] != "baseline", row["model"], _strength(row["attack"])))
     counts = ["n", "n_cases", "tp", "fp", "tn", "fn"]
     return pd.DataFrame(found, columns=METRICS).astype(dict.fromkeys(counts, "Int64"))
