@@ -83,7 +83,7 @@ def show(figure, folder, name, alt, tissue=False):
     pictures = any(np.ndim(each.get_array()) == 3 for axes in figure.axes for each in axes.images)
     if not pictures:
         # Charts have few colors: a palette makes them four times smaller.
-        image = image.quantize(64, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        image = image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     # No date and no version: the same figure is the same file.
     about = PngInfo()
     about.add_text("Shows tissue", "yes" if tissue else "no")
