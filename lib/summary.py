@@ -464,8 +464,10 @@ def _over_seeds(results, other):
     alike = list(runs_by_seed.values())
     every = [_rows(each, each["parameters"]["split_by"]) for each in alike]
     models, epsilon = _models(every[0]), _reference(results, _epsilons(every[0]))
-    asked = [[each["parameters"].get(name) for name in ("epsilons", *COSTLY)] for each in alike]
-    asked = [[*each, _models(rows)] for each, rows in zip(asked, every, strict=True)]
+    asked = [
+        [_models(rows), *(each["parameters"].get(name) for name in ("epsilons", *COSTLY))]
+        for each, rows in zip(alike, every, strict=True)
+    ]
     attacked = ("fgsm", "pgd", *["worst_case"] * all(each == asked[0] for each in asked))
     tests = [("none", 0.0), *((attack, epsilon) for attack in attacked)]
     shown = [(*test, rate) for rate in ("accuracy", "balanced_accuracy") for test in tests]
