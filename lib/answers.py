@@ -5,7 +5,7 @@ They are the rows of `evaluation.prediction_rows` for the images of `robustness.
 
 import torch
 
-from lib import data, evaluation, pictures, robustness, saliency, training, wording
+from lib import evaluation, loading, pictures, robustness, saliency, training, wording
 
 # "gaussian_noise" is what Li & Liu add to training images: no attack bounded by epsilon, so its slider turns sigma.
 SHOWN = {name: wording.ATTACK_NAMES[name] for name in ("fgsm", "pgd", "random_noise")} | {
@@ -22,7 +22,7 @@ def axis_of(attack):
 class Answers:
     """What one model says of one image under one attack, at every stop that was asked for so far.
 
-    network: the model; name: its name; side: `data.Side`; position: of the image there; attack: one of `SHOWN`. `rows`, `images`
+    network: the model; name: its name; side: `loading.Side`; position: of the image there; attack: one of `SHOWN`. `rows`, `images`
     and `maps` hold, by stop of `axis`, the row of predictions, the image, and where the model looks.
     """
 
@@ -30,7 +30,7 @@ class Answers:
         self.network, self.name, self.attack, self.seed, self.steps = network, name, attack, seed, pgd_steps
         self.axis = axis_of(attack)
         self.table = side.table.iloc[[position]]
-        self.clean = data.center_crop(side.pixels[[position]])
+        self.clean = loading.center_crop(side.pixels[[position]])
         self.label = torch.from_numpy(side.labels[[position]])
         self.images, self.rows, self.maps = {}, {}, {}
 

@@ -1,4 +1,4 @@
-"""BreaKHis as tables and arrays: index a folder, select, read a split (`splits` makes it), decode once.
+"""BreaKHis as tables: index a folder, select, read a split (`splits` makes it).
 
 A table has one row per image; everything about an image is read from its file name
 (Spanhol et al. 2016): SOB_B_TA-14-4659-40-001.png is biopsy procedure, class, subtype, year, slide, magnification, number.
@@ -7,15 +7,10 @@ Images of another source stand in a list beside them, images.csv.
 
 import hashlib
 import re
-from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from filelock import FileLock
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from lib import runs
@@ -33,9 +28,6 @@ SUBTYPES = {
     "PC": "papillary_carcinoma",
 }
 MAGNIFICATIONS = (40, 100, 200, 400)
-NAME_LENGTH = 65  # bytes of a line in the pixel cache's list: 64 hexadecimal digits and the end of the line
-FIELD_OF_VIEW = (700, 460)  # width and height in pixels of an image as published
-SMALLEST_IMAGE = 32  # pixels; DenseNet-121 halves the size five times
 LIST = "images.csv"  # what is known about images that are not named as BreaKHis names them
 LISTED = ("path", "label", "case", "magnification")
 FILE_NAME = re.compile(
@@ -83,7 +75,7 @@ def index_images(root, skip_bad_files=False):
         raise FileNotFoundError(f"{root} is not a folder: give the folder that holds BreaKHis_v1.")
     rows, bad = _listed(root) if is_listed(root) else _named(root)
     if bad:
-        _refuse(bad, "bad", skip_bad_files)
+        refuse(bad, "bad", skip_bad_files)
     if not rows:
         raise FileNotFoundError(
             f"No BreaKHis images under {root}: expected .../SOB_B_A-14-22549AB-100-001.png. Give the folder that holds BreaKHis_v1 "
@@ -170,7 +162,8 @@ def _problem(row, path, root):
     return None
 
 
-def _refuse(messages, what, skip):
+def refuse(messages, what, skip):
+    """Raises ValueError with what is wrong with some files, or says it where they are to be left out."""
     listed = "\n".join(f"  {message}" for message in messages[:10]) + (
         "\n  ..." if len(messages) > 10 else ""
     )
@@ -250,198 +243,6 @@ def cases_on_two_sides(rows):
     return sorted(sides.index[sides > 1])
 
 
-@dataclass
-class Side:
-    """One side of one fold. table: its rows; pixels: uint8 (n, S, W, 3), in the same order; labels: int64 (n,), 1 malignant."""
-
-    table: pd.DataFrame
-    pixels: object
-    labels: np.ndarray
-    fingerprint: str
-
-    def __len__(self):
-        return len(self.labels)
-
-    def tensors(self):
-        """The images for evaluation, float32 (n, 3, S, S) in [0, 1], and int64 labels (n,), as torch tensors."""
-        return center_crop(self.pixels[:]), torch.from_numpy(self.labels)
-
-
-@dataclass(eq=False)
-class Images:
-    """The images of one split with their pixels: `images.side("train", fold)` for each of `images.folds`."""
-
-    table: pd.DataFrame
-    pixels: object
-
-    @property
-    def folds(self):
-        """The folds' numbers; only 0 where there is one split."""
-        return sorted(self.table["fold"].unique().tolist())
-
-    def side(self, split, fold=0):
-        """The "train", "validation" or "test" images of one fold. Raises ValueError where there is none, or only one class."""
-        rows = np.flatnonzero((self.table["split"] == split) & (self.table["fold"] == fold))
-        table = self.table.iloc[rows].reset_index(drop=True)
-        if table["label"].nunique() < len(CLASSES):
-            raise ValueError(
-                f"The {split} side of fold {fold} holds {len(table)} images of {table['label'].nunique()} classes: "
-                "both are needed. Take more images, or another split."
-            )
-        return Side(
-            table, Pixels(self.pixels.stored, self.pixels.rows[rows]), labels_of(table), fingerprint(table)
-        )
-
-
-def open_images(path, image_size, magnifications=(), split_by=None):
-    """The images of a split table (`load_split`), of these magnifications and of one of its splits (the first by default).
-
-    Raises ValueError, saying what is there, where that selects nothing.
-    """
-    whole = table = load_split(path)
-    table = table[table["split_by"] == (split_by or table["split_by"].iloc[0])]
-    if len(magnifications := runs.as_list(magnifications)):
-        table = table[table["magnification"].isin(magnifications)]
-    if table.empty:
-        there = whole.groupby("split_by")["magnification"].unique()
-        said = "; ".join(f"by {name}: {', '.join(map(str, sorted(at)))}X" for name, at in there.items())
-        raise ValueError(
-            f"{path} has no split by {split_by} of magnification {list(magnifications)} ({said}): run notebook 01 with the same parameters."
-        )
-    pixels, table = load_pixels(table, image_size)
-    return Images(table, pixels)
-
-
 def labels_of(table):
     """int64 (n,): 0 benign, 1 malignant."""
     return (table["label"] == "malignant").to_numpy().astype(np.int64)
-
-
-def decode(path, image_size):
-    """One image as uint8 (image_size, width, 3), width keeping the published 700 x 460 field of view.
-
-    Some copies of BreaKHis hold it squeezed to another shape; resizing to one shape undoes that. Images of another source are cut
-    to that shape (`fit`).
-    Raises ValueError, naming the file, where it is no image or ends early.
-    """
-    if FILE_NAME.fullmatch(Path(path).name) is None:
-        return fit(path, image_size, path)
-    size = (field_width(image_size), image_size)
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
-    except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
-        raise ValueError(f"{path}: not a readable image ({error})") from error
-
-
-def fit(file, image_size, name):
-    """An image of another source as uint8 (image_size, width, 3), cut to BreaKHis's shape, 700 x 460, around its center.
-
-    file: a path, or an open file. Raises ValueError, saying `name`, where it is no image, not RGB, too small, or a whole slide.
-    """
-    width = field_width(image_size)
-    try:
-        with Image.open(file) as image:
-            image.load()
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} is a whole slide ({error}): cut fields of view from it first.") from error
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{name} is not a readable image: {error}") from error
-    if image.mode not in ("RGB", "RGBA"):
-        raise ValueError(f"{name} is not an RGB image (its mode is {image.mode}): convert it first.")
-    if image.width < width or image.height < image_size:
-        raise ValueError(
-            f"{name} is {image.width} x {image.height} pixels: at least {width} x {image_size} are needed."
-        )
-    return np.asarray(ImageOps.fit(image.convert("RGB"), (width, image_size), Image.Resampling.LANCZOS))
-
-
-def field_width(image_size):
-    """The width of a whole field of view that is `image_size` pixels high."""
-    return round(image_size * FIELD_OF_VIEW[0] / FIELD_OF_VIEW[1])
-
-
-def load_pixels(table, image_size, skip_bad_files=False, cache=None):
-    """The table's images as memory-mapped uint8 (n, image_size, width, 3), and the table (renumbered).
-
-    Each file is decoded once for each size, ever: `cache` (runs/.cache) holds one growing array a size and, beside it, the
-    keys of its rows (`_cache_key`). Unreadable files raise ValueError, all named; with `skip_bad_files` they are left out of both.
-    """
-    if image_size < SMALLEST_IMAGE or image_size % SMALLEST_IMAGE:
-        raise ValueError(
-            f"image_size {image_size} does not fit DenseNet-121: use a multiple of {SMALLEST_IMAGE} pixels."
-        )
-    shape = (image_size, field_width(image_size), 3)
-    row_bytes = int(np.prod(shape))
-    cache = Path(cache or runs.home() / "runs" / ".cache")
-    cache.mkdir(parents=True, exist_ok=True)
-    stem = f"{image_size}-{runs.code_hash(decode)}"
-    pixels, names = cache / f"{stem}.uint8", cache / f"{stem}.sha256"
-    table = table.assign(key=list(map(_cache_key, table["path"], table["sha256"])))
-    bad = []
-    with FileLock(cache / f"{stem}.lock"):
-        text = names.read_text() if names.exists() else ""
-        # Pixels that were lost, by a copy cut short say, are decoded anew.
-        whole = pixels.stat().st_size // row_bytes if pixels.exists() else 0
-        known = text[: len(text) // NAME_LENGTH * NAME_LENGTH].split()[:whole]
-        position = {key: row for row, key in enumerate(known)}
-        missing = table[~table["key"].isin(position)].drop_duplicates("key")
-        if len(missing):
-            # Pixels first, then the name: what a killed run half wrote lies past the last name and is overwritten.
-            pixels.touch()
-            names.touch()
-            with (
-                runs.writing(pixels),
-                open(pixels, "r+b") as data,
-                open(names, "r+") as listed,
-                ThreadPool() as pool,
-            ):
-                data.seek(len(known) * row_bytes)
-                listed.seek(len(known) * NAME_LENGTH)
-                listed.truncate()
-                decoded = pool.imap(lambda path: decode(path, image_size), missing["path"])
-                for key in tqdm(missing["key"], desc=f"decoding at {image_size} px", unit="image"):
-                    try:
-                        image = next(decoded)
-                    except ValueError as error:
-                        bad.append((key, str(error)))
-                        continue
-                    data.write(image.tobytes())
-                    data.flush()
-                    listed.write(key + "\n")
-                    listed.flush()
-                    position[key] = len(position)
-    if bad:
-        _refuse([message for _, message in bad], "unreadable", skip_bad_files)
-        table = table[~table["key"].isin({key for key, _ in bad})]
-    rows = table["key"].map(position).to_numpy()
-    stored = np.memmap(pixels, np.uint8, "r", shape=(len(position), *shape))
-    return Pixels(stored, rows), table.drop(columns="key").reset_index(drop=True)
-
-
-def _cache_key(path, sha256):
-    """64 hexadecimal digits for an image's pixels: its content, and whether its name has it cut to shape (`decode`)."""
-    if FILE_NAME.fullmatch(Path(path).name):
-        return sha256
-    return hashlib.sha256(f"cut {sha256}".encode()).hexdigest()
-
-
-class Pixels:
-    """Rows of a memory-mapped array, read when they are asked for: pixels[3], pixels[[5, 1]], pixels[:8] are uint8 arrays."""
-
-    def __init__(self, stored, rows):
-        self.stored, self.rows = stored, rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, which):
-        return self.stored[self.rows[which]]
-
-
-def center_crop(pixels):
-    """The central square of uint8 (n, S, W, 3) as float32 torch (n, 3, S, S) in [0, 1]: the one rule for evaluation."""
-    size = pixels.shape[1]
-    left = (pixels.shape[2] - size) // 2
-    square = np.ascontiguousarray(pixels[:, :, left : left + size])
-    return torch.from_numpy(square).permute(0, 3, 1, 2).float().div(255)

@@ -17,7 +17,19 @@ from IPython.display import Markdown
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from lib import data, evaluation, figures, models, pictures, profiles, robustness, runs, saliency, wording
+from lib import (
+    decoding,
+    evaluation,
+    figures,
+    loading,
+    models,
+    pictures,
+    profiles,
+    robustness,
+    runs,
+    saliency,
+    wording,
+)
 from lib.answers import SEEDED, SHOWN, Answers, axis_of
 
 CHUNK = 4  # stops answered at a time, so that the one that is waited for comes soon
@@ -30,7 +42,7 @@ AMPLIFICATIONS = (1, 4, 8, 16, 32, 64)
 def still_figure(networks, side, position, attack="fgsm"):
     """What the explorer shows, standing still: an image at one stop and each model's P(malignant) at all. A matplotlib Figure.
 
-    networks: {name: model}, the image as the first is given it; side: `data.Side`; position: of the image there; attack: one of
+    networks: {name: model}, the image as the first is given it; side: `loading.Side`; position: of the image there; attack: one of
     `SHOWN`.
     """
     shown = [Answers(network, name, side, position, attack) for name, network in networks.items()]
@@ -60,7 +72,7 @@ def still_figure(networks, side, position, attack="fgsm"):
 
 
 def own_images(files, network, image_size):
-    """Images that are not of the study, as a `data.Side`; each one's label is the network's own answer, as nobody knows the truth.
+    """Images that are not of the study, as a `loading.Side`; each one's label is the network's own answer, as nobody knows the truth.
 
     files: a folder, a list of paths, or {name: bytes}; image_size: pixels, as the network was trained. An image is cropped to the
     shape of BreaKHis's field of view, 700 x 460, around its center. Raises ValueError, naming the file, where one is no image, not
@@ -75,14 +87,14 @@ def own_images(files, network, image_size):
         files = {Path(path).name: Path(path) for path in files}
     pixels = np.stack(
         [
-            data.fit(io.BytesIO(content) if isinstance(content, bytes) else content, image_size, name)
+            decoding.fit(io.BytesIO(content) if isinstance(content, bytes) else content, image_size, name)
             for name, content in files.items()
         ]
     )
-    malignant = evaluation.predict(network, data.center_crop(pixels)) > 0
+    malignant = evaluation.predict(network, loading.center_crop(pixels)) > 0
     table = pd.DataFrame({"image": list(files), "label": np.where(malignant, "malignant", "benign")})
     table = table.assign(case=OWN, subtype="", magnification=0, split=OWN, split_by=OWN, fold=0)
-    return data.Side(table, pixels, malignant.astype(np.int64), OWN)
+    return loading.Side(table, pixels, malignant.astype(np.int64), OWN)
 
 
 def of_run(run, **options):
@@ -93,7 +105,9 @@ def of_run(run, **options):
     folder = runs.folder(run)
     baseline = runs.require(run, "models/baseline.safetensors")
     image_size = runs.read_json(baseline.with_suffix(".json"))["recipe"]["images"][-1][0]
-    images = data.open_images(runs.require(run, "split.csv"), image_size, runs.dataset(run)["magnifications"])
+    images = loading.open_images(
+        runs.require(run, "split.csv"), image_size, runs.dataset(run)["magnifications"]
+    )
     names = [
         name for name in ("baseline", *profiles.DEFENSES) if robustness.checkpoint(folder, name).exists()
     ]
@@ -112,7 +126,7 @@ def view_of(*names):
 class Explorer:
     """The explorer as an ipywidgets box, `view`: choose an image, a model and an attack, and turn epsilon.
 
-    networks: {name: model}; side: the `data.Side` to browse; position: of the first image shown; attack: the first, one of `SHOWN`;
+    networks: {name: model}; side: the `loading.Side` to browse; position: of the first image shown; attack: the first, one of `SHOWN`;
     trained_at: the epsilon (a fraction) or sigma of a defense, marked in the curve; seed: of what is random; background: False
     answers in the calling thread. Until something is moved only what is shown is computed, at once, so that a headless run
     loses no time.
@@ -420,7 +434,7 @@ class Explorer:
             for place, position in enumerate(page):
                 row, pixels = self.side.table.iloc[position], self.side.pixels[[position]]
                 self.thumbnails[place].tooltip = f"{row['label']}: {row['image']}"
-                rules.append(pictures.thumbnail(_pixels(data.center_crop(pixels)), self._class_of(place)))
+                rules.append(pictures.thumbnail(_pixels(loading.center_crop(pixels)), self._class_of(place)))
             self.looks.value = f"<style>{' '.join(rules)}</style>"
         for place, button in enumerate(self.thumbnails):
             (button.add_class if place == at % PAGE else button.remove_class)(pictures.FRAMED)

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lib import attacks, checks, data, evaluation, models, runs, splits, training, wording
+from lib import attacks, checks, decoding, evaluation, loading, models, runs, splits, training, wording
 
 AT_EVERY_EPSILON = ("random_noise", "fgsm", "pgd", "transfer_fgsm")
 BATCH_PIXELS = 2**19  # of the images attacked at once; bounds the memory of a backward pass
@@ -88,7 +88,7 @@ def evaluate(
 ):
     """The model's predictions on one side's images of every fold under each attack of `names`. Returns the rows.
 
-    folder: the run's; images: `data.Images`; epsilons: fractions in [0, 1]; steps: of the attacks that take several, by name
+    folder: the run's; images: `loading.Images`; epsilons: fractions in [0, 1]; steps: of the attacks that take several, by name
     ("square": queries); source: the model whose FGSM images `transfer_fgsm` shows; margins(fold) gives, for a model without a
     network, a function from images (n, H, W, 3) to margins.
     An attack of the `evaluation.CASCADE` goes on from the rows of the one before it, of PGD the first: an image that was fooled is not
@@ -98,7 +98,14 @@ def evaluate(
     """
     steps = steps or {}
     code = runs.code_hash(
-        data.decode, data.Side, models.load, evaluation.predict, _transferred, _rows_under, _go_on, margins
+        decoding.decode,
+        loading.Side,
+        models.load,
+        evaluation.predict,
+        _transferred,
+        _rows_under,
+        _go_on,
+        margins,
     )
     rows = []
     for fold in images.folds:
@@ -241,7 +248,7 @@ def evaluate_without_network(folder, images, names, *, epsilons=(), seed=0, sour
 def under_gaussian_noise(folder, names, images, sigma, seed=0):
     """What models say of the test images, as they are and with Gaussian noise as in training: rows of `evaluation.metrics`.
 
-    folder: the run's; names: of models; images: `data.Images`, folds pooled; sigma: of the noise, of the range [0, 1]. The rows
+    folder: the run's; names: of models; images: `loading.Images`, folds pooled; sigma: of the noise, of the range [0, 1]. The rows
     are those of all images, with `sigma` in place of epsilon, 0 without noise.
     """
     rows = [evaluate(folder, name, images, ["none"], seed=seed) for name in names]
@@ -350,7 +357,7 @@ def _kept(folder, name, images, what, make, asked):
     recipe = asked | {
         "models": [runs.file_hash(checkpoint(folder, name, fold)) for fold in images.folds],
         "images": [[side.fingerprint, list(side.pixels[:1].shape[1:])] for side in sides],
-        "code": runs.code_hash(make, _some, models.load, data.decode, data.Side),
+        "code": runs.code_hash(make, _some, models.load, decoding.decode, loading.Side),
     }
     if not runs.is_current(path, recipe):
         options = dict(asked)

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torchvision.transforms.v2.functional import resized_crop
 from tqdm import tqdm
 
-from lib import attacks, data, models, profiles, runs, splits
+from lib import attacks, data, decoding, models, profiles, runs, splits
 
 # Catastrophic overfitting (Wong et al. 2020): accuracy under FGSM lies further above that under PGD than in the best epoch, by this.
 SUDDEN_LOSS = 0.2
@@ -251,14 +251,14 @@ def recalibrate(model, side, path, made, *, batch_size, seed=0):
     """Take the running statistics of batch norm anew from the images of `side` without noise, and save the model to `path`.
 
     A model trained on changed images (noise) normalizes by means and spreads that unchanged images do not have. The weights
-    stay. side: `data.Side`, shown once, in squares, flips and turns; made: what else the result depends on, for the record.
+    stay. side: `loading.Side`, shown once, in squares, flips and turns; made: what else the result depends on, for the record.
     A finished file is kept.
     """
     made = made | {
         "images": [len(side), side.fingerprint, list(side.pixels[:1].shape[1:])],
         "batch_size": batch_size,
         "seed": seed,
-        "code": runs.code_hash(recalibrate, type(model), data.decode, type(side)),
+        "code": runs.code_hash(recalibrate, type(model), decoding.decode, type(side)),
     }
     if runs.is_current(path, made):
         return
@@ -329,7 +329,7 @@ def train(
 ):
     """Train `model` with Adam; keep the epoch with the least validation loss under `threat`. Returns the history.
 
-    side, validation: `data.Side`; made: what the numbers below do not say (starting weights, defense), for the record.
+    side, validation: `loading.Side`; made: what the numbers below do not say (starting weights, defense), for the record.
     scale_jitter, stain_jitter: strength of `jitter_scale` and `jitter_stain` in the augmentation, 0 for none; balanced: rows by
     `draw_balanced` in place of every image once an epoch. averaging: the share that a moving average of
     weights and batch-norm statistics keeps at each step (Gowal et al. 2020); the average is then what is validated
@@ -355,7 +355,7 @@ def train(
         "patience": patience or None,
         "averaging": averaging,
         "code": runs.code_hash(
-            train, models.build, type(model), data.decode, type(side), hook, threat, guard
+            train, models.build, type(model), decoding.decode, type(side), hook, threat, guard
         ),
     }
     if history_path.exists() and runs.is_current(path, made):

@@ -22,8 +22,8 @@ import tempfile
 from lib import data, explorer, models, synthetic
 root = synthetic.draw_tree(tempfile.mkdtemp(), cases=4, images_per_case=1, magnifications=(100,))
 table = data.index_images(root).assign(split="test", split_by="case", fold=0)
-pixels, table = data.load_pixels(table, {IMAGE_SIZE})
-side = data.Images(table, pixels).side("test")
+pixels, table = loading.load_pixels(table, {IMAGE_SIZE})
+side = loading.Images(table, pixels).side("test")
 explorer.Explorer({{"baseline": models.build("none")}}, side).view
 """
 # From the slider let go to the new picture decoded and painted.

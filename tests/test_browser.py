@@ -9,7 +9,7 @@ import pytest
 from browser import CHROMIUM, HANDLE, demo, drag, opened
 from PIL import Image
 
-from lib import data, models, profiles, study
+from lib import loading, models, profiles, study
 from lib.answers import Answers
 
 pytestmark = pytest.mark.skipif(
@@ -74,7 +74,7 @@ def test_the_slider_turns_the_picture_and_the_words(page, smoke):
     assert not np.array_equal(first, last)
     assert np.array_equal(first[:, : first.shape[0]], last[:, : last.shape[0]]), "the original stays"
     folder = smoke[0] / "runs" / "smoke"
-    side = data.open_images(folder / "split.csv", 32, [100], "case").side("test")
+    side = loading.open_images(folder / "split.csv", 32, [100], "case").side("test")
     position = side.table.index[side.table["image"] == name_of_image(page)][0]
     network = models.load(folder / "models" / "baseline.safetensors")
     answers = Answers(network, "baseline", side, position, "fgsm")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lib import data, splits
+from lib import data, decoding, loading, splits
 
 
 def test_a_case_is_the_slide_number_without_its_letters():
@@ -67,7 +67,7 @@ def test_images_of_another_source_stand_in_a_list(own, tmp_path):
     assert len(index) == 20 and index["case"].nunique() == 10
     assert index["label"].value_counts().to_dict() == {"benign": 10, "malignant": 10}
     assert len(data.select(index, magnifications=[250])) == 20
-    pixels, table = data.load_pixels(index, 64, cache=tmp_path / "cache")
+    pixels, table = loading.load_pixels(index, 64, cache=tmp_path / "cache")
     with Image.open(table["path"][0]) as image:  # 460 x 460: 302 of the rows remain, no pixel is squeezed
         whole = image.resize((97, 64))
         cut = image.crop((0, 79, 460, 381)).resize((97, 64), Image.Resampling.LANCZOS)
@@ -108,7 +108,7 @@ def test_numbers_are_names_too(own, tmp_path):
         (own / path).rename(own / str(number))
     listed.assign(path=range(1001, 1021)).to_csv(own / data.LIST, index=False)
     splits.make(data.index_images(own)).to_csv(tmp_path / "split.csv", index=False)
-    images = data.open_images(tmp_path / "split.csv", 32)
+    images = loading.open_images(tmp_path / "split.csv", 32)
     assert images.side("test").table["image"].str.startswith("10").all()
 
 
@@ -116,13 +116,13 @@ def test_an_image_of_another_source_must_show_enough_and_be_rgb(tmp_path, monkey
     path = tmp_path / "tile.png"
     Image.new("RGB", (50, 50)).save(path)
     with pytest.raises(ValueError, match=r"tile\.png is 50 x 50 pixels: at least 97 x 64 are needed"):
-        data.decode(path, 64)
+        decoding.decode(path, 64)
     Image.new("I;16", (400, 400)).save(path)
     with pytest.raises(ValueError, match=r"tile\.png is not an RGB image \(its mode is I;16\): convert it"):
-        data.decode(path, 64)
+        decoding.decode(path, 64)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"tile\.png is a whole slide .*: cut fields of view from it first"):
-        data.decode(path, 64)
+        decoding.decode(path, 64)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_split_that_was_not_made_is_said(drawn, tmp_path):
     splits.by_case(data.index_images(drawn), seed=0).to_csv(tmp_path / "split.csv", index=False)
     for asked in (([200], "case"), ([100], "image")):
         with pytest.raises(ValueError, match=r"\(by case: 100X\): run notebook 01"):
-            data.open_images(tmp_path / "split.csv", 32, *asked)
+            loading.open_images(tmp_path / "split.csv", 32, *asked)
 
 
 def test_a_split_by_case_that_leaks_is_refused_on_load(published, tmp_path):
@@ -192,15 +192,15 @@ def test_pixels_are_decoded_once(drawn, tmp_path, monkeypatch):
     tree = shutil.copytree(drawn, tmp_path / "tree")
     index = data.index_images(tree)
     cache = tmp_path / "cache"
-    first, _ = data.load_pixels(index.head(5), 32, cache=cache)
+    first, _ = loading.load_pixels(index.head(5), 32, cache=cache)
     kept = first[:]
     shutil.rmtree(tree)  # decoding anything again would fail
-    again, _ = data.load_pixels(index.head(5).iloc[::-1], 32, cache=cache)
+    again, _ = loading.load_pixels(index.head(5).iloc[::-1], 32, cache=cache)
     assert np.array_equal(again[:], kept[::-1])
     assert first[:].shape == (5, 32, 49, 3) and first[2].shape == (32, 49, 3)
-    monkeypatch.setattr(data.runs, "code_hash", lambda *parts: "another rule of decoding")
+    monkeypatch.setattr(loading.runs, "code_hash", lambda *parts: "another rule of decoding")
     with pytest.raises(ValueError, match="5 unreadable"):
-        data.load_pixels(index.head(5), 32, cache=cache)
+        loading.load_pixels(index.head(5), 32, cache=cache)
 
 
 def test_one_file_under_two_kinds_of_names_is_squeezed_under_one_and_cut_under_the_other(drawn, tmp_path):
@@ -210,31 +210,31 @@ def test_one_file_under_two_kinds_of_names_is_squeezed_under_one_and_cut_under_t
     with Image.open(source) as image:
         image.crop((0, 0, 460, 460)).save(table["path"][0])
     shutil.copy(table["path"][0], table["path"][1])
-    pixels, rows = data.load_pixels(table.assign(sha256="0" * 64), 32, cache=tmp_path / "cache")
+    pixels, rows = loading.load_pixels(table.assign(sha256="0" * 64), 32, cache=tmp_path / "cache")
     for at, path in enumerate(table["path"]):
-        assert np.array_equal(pixels[at], data.decode(path, 32))
+        assert np.array_equal(pixels[at], decoding.decode(path, 32))
     assert not np.array_equal(pixels[0], pixels[1]) and list(rows) == ["path", "sha256"]
 
 
 def test_a_half_written_cache_goes_on(drawn, tmp_path):
     index = data.index_images(drawn)
-    whole = data.load_pixels(index, 32, cache=tmp_path / "whole")[0][:]
-    data.load_pixels(index.head(7), 32, cache=tmp_path / "half")
+    whole = loading.load_pixels(index, 32, cache=tmp_path / "whole")[0][:]
+    loading.load_pixels(index.head(7), 32, cache=tmp_path / "half")
     (pixels,), (names,) = (list((tmp_path / "half").glob(f"32-*.{kind}")) for kind in ("uint8", "sha256"))
     with open(pixels, "ab") as pixels, open(names, "a") as names:
         pixels.write(b"killed here")
         names.write("0123")
-    assert np.array_equal(data.load_pixels(index, 32, cache=tmp_path / "half")[0][:], whole)
+    assert np.array_equal(loading.load_pixels(index, 32, cache=tmp_path / "half")[0][:], whole)
     os.truncate(pixels.name, 9 * whole[0].size + 5)
-    assert np.array_equal(data.load_pixels(index, 32, cache=tmp_path / "half")[0][:], whole)
+    assert np.array_equal(loading.load_pixels(index, 32, cache=tmp_path / "half")[0][:], whole)
 
 
 def test_a_full_disk_while_decoding_loses_nothing(drawn, tmp_path, full_disk):
     index = data.index_images(drawn)
-    whole = data.load_pixels(index, 32, cache=tmp_path / "whole")[0][:]
+    whole = loading.load_pixels(index, 32, cache=tmp_path / "whole")[0][:]
     with full_disk(5 * whole[0].size + 100), pytest.raises(OSError, match=r"uint8.*free some space"):
-        data.load_pixels(index, 32, cache=tmp_path / "full")
-    assert np.array_equal(data.load_pixels(index, 32, cache=tmp_path / "full")[0][:], whole)
+        loading.load_pixels(index, 32, cache=tmp_path / "full")
+    assert np.array_equal(loading.load_pixels(index, 32, cache=tmp_path / "full")[0][:], whole)
 
 
 def test_damaged_images_are_named_and_left_out_only_when_asked(drawn, tmp_path):
@@ -244,16 +244,16 @@ def test_damaged_images_are_named_and_left_out_only_when_asked(drawn, tmp_path):
     two.write_text("not an image")
     index = data.index_images(tree)
     with pytest.raises(ValueError, match="2 unreadable") as raised:
-        data.load_pixels(index, 32, cache=tmp_path / "cache")
+        loading.load_pixels(index, 32, cache=tmp_path / "cache")
     assert one.name in str(raised.value) and two.name in str(raised.value)
-    pixels, table = data.load_pixels(index, 32, skip_bad_files=True, cache=tmp_path / "cache")
+    pixels, table = loading.load_pixels(index, 32, skip_bad_files=True, cache=tmp_path / "cache")
     assert len(pixels) == len(table) == 18 and one.name not in set(table["image"])
 
 
 @pytest.mark.parametrize("size", [0, 31, 100])
 def test_a_size_that_the_network_cannot_take(drawn, size, tmp_path):
     with pytest.raises(ValueError, match="multiple of 32"):
-        data.load_pixels(data.index_images(drawn), size, cache=tmp_path)
+        loading.load_pixels(data.index_images(drawn), size, cache=tmp_path)
 
 
 def test_a_squeezed_copy_shows_the_same_field_of_view(drawn, tmp_path):
@@ -261,7 +261,7 @@ def test_a_squeezed_copy_shows_the_same_field_of_view(drawn, tmp_path):
     squeezed = tmp_path / original.name
     with Image.open(original) as image:
         image.resize((224, 224), Image.Resampling.LANCZOS).save(squeezed)
-    one, two = (data.decode(path, 96).astype(int) for path in (original, squeezed))
+    one, two = (decoding.decode(path, 96).astype(int) for path in (original, squeezed))
     assert one.shape == two.shape == (96, 146, 3)
     assert np.abs(one - two).mean() < 3
 
@@ -269,7 +269,7 @@ def test_a_squeezed_copy_shows_the_same_field_of_view(drawn, tmp_path):
 def test_evaluation_sees_the_central_square():
     pixels = np.zeros((1, 32, 49, 3), np.uint8)
     pixels[:, :, 8:40] = 255
-    crop = data.center_crop(pixels)
+    crop = loading.center_crop(pixels)
     assert crop.shape == (1, 3, 32, 32) and crop.min() == 1
 
 
@@ -282,5 +282,5 @@ def test_real_images(breakhis, tmp_path):
         assert counts == expected.groupby(["magnification", "label"]).size().to_dict()
         assert index["case"].nunique() == manifest["case"].nunique()
     some = index.groupby("magnification").head(2)
-    pixels, table = data.load_pixels(some, 64, cache=tmp_path)
+    pixels, table = loading.load_pixels(some, 64, cache=tmp_path)
     assert len(pixels) == len(table) == 8 and pixels[:].std(axis=(1, 2, 3)).min() > 1

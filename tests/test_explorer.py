@@ -9,7 +9,20 @@ import torch
 from PIL import Image
 from scipy.special import expit
 
-from lib import data, evaluation, explorer, models, pictures, profiles, robustness, runs, saliency, training
+from lib import (
+    data,
+    decoding,
+    evaluation,
+    explorer,
+    loading,
+    models,
+    pictures,
+    profiles,
+    robustness,
+    runs,
+    saliency,
+    training,
+)
 from lib.answers import SHOWN, Answers
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -19,8 +32,8 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 def side(drawn):
     index = data.index_images(drawn)
     table = index.assign(split="test", split_by="case", fold=0)
-    pixels, table = data.load_pixels(table, 32)
-    return data.Images(table, pixels).side("test")
+    pixels, table = loading.load_pixels(table, 32)
+    return loading.Images(table, pixels).side("test")
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +286,7 @@ def test_own_images_of_a_folder_are_cropped_and_answered(networks, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     own = explorer.own_images(tmp_path, networks["baseline"], 32)
     assert own.table["image"].tolist() == ["wide.png"] and (own.pixels[:, :, 3:-3] == 200).all()
-    assert own.pixels.shape == (1, 32, data.field_width(32), 3)
+    assert own.pixels.shape == (1, 32, decoding.field_width(32), 3)
     margin = evaluation.predict(networks["baseline"], own.tensors()[0])[0]
     assert own.table["label"].iloc[0] == ("malignant" if margin > 0 else "benign")
     view = explorer.Explorer({"mine": networks["baseline"]}, own, background=False)

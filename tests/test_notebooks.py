@@ -13,7 +13,7 @@ import papermill
 import pytest
 import yaml
 
-from lib import data, database, profiles, robustness, runs, study
+from lib import data, database, loading, profiles, robustness, runs, study
 
 NOTEBOOKS = study._stages(study.NOTEBOOKS)
 PROFILES = sorted((study.NOTEBOOKS / "profiles").glob("*.yaml"))
@@ -152,7 +152,7 @@ def test_the_official_folds_can_be_chosen(drawn, tmp_path, monkeypatch):
     asked = {"data_root": str(tree), "split_by": "fold", "magnifications": [100], "pretrained": "none"}
     parameters = _own(NOTEBOOKS[0], profiles.load("smoke") | asked | {"other_starts": []})
     papermill.execute_notebook(NOTEBOOKS[0], None, parameters, kernel_name="python3", progress_bar=False)
-    images = data.open_images(tmp_path / "runs" / "smoke" / "split.csv", 32, [100], "fold")
+    images = loading.open_images(tmp_path / "runs" / "smoke" / "split.csv", 32, [100], "fold")
     assert images.folds == [0, 1, 2, 3, 4]
     tested = pd.concat([images.side("test", fold).table for fold in images.folds])
     assert sorted(tested["image"]) == sorted(index["image"])

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import attacks, checks, data, evaluation, models, robustness, splits, training
+from lib import attacks, checks, data, evaluation, loading, models, robustness, splits, training
 
 EPSILONS = [2 / 255, 8 / 255]
 
@@ -19,7 +19,7 @@ def run(drawn, tmp_path_factory):
     table[table["fold"] == 0].to_csv(folder / "split.csv", index=False)
     for k, name in enumerate(("baseline", "defended")):
         models.save(models.build("none", seed=k), folder / "models" / f"{name}.safetensors", {})
-    return folder, data.open_images(folder / "split.csv", 32)
+    return folder, loading.open_images(folder / "split.csv", 32)
 
 
 def test_every_attack_gives_a_row_for_each_image_and_epsilon(run):
@@ -77,9 +77,9 @@ def test_color_only_is_judged_anew_when_its_training_images_change(run, tmp_path
     color = robustness.evaluate_without_network(folder, images, ["none"])[1]
     table = images.table
     left_out = table.index[(table["split"] == "train") & (table["label"] == "benign")][:4]
-    fewer = data.Images(
+    fewer = loading.Images(
         table.drop(left_out),
-        data.Pixels(images.pixels.stored, images.pixels.rows[[k not in left_out for k in table.index]]),
+        loading.Pixels(images.pixels.stored, images.pixels.rows[[k not in left_out for k in table.index]]),
     )
     again = robustness.evaluate_without_network(folder, fewer, ["none"])[1]
     assert (again["margin"] != color["margin"]).any()
@@ -210,7 +210,7 @@ def colored(run, tmp_path):
     for name in (PLANTED, "baseline"):
         models.save(models.build("none"), tmp_path / "models" / f"{name}.safetensors", {})
     stored = pixels.astype(np.uint8)
-    return tmp_path, data.Images(table, data.Pixels(stored, np.arange(len(table))))
+    return tmp_path, loading.Images(table, loading.Pixels(stored, np.arange(len(table))))
 
 
 def test_a_planted_masked_model_is_caught(colored, monkeypatch):
@@ -306,11 +306,11 @@ def test_examples_hold_one_image_that_turns_and_one_that_stands_of_each_class():
 
     red = np.array([0.4, 0.2, 0.49, 0.6, 0.51, 0.45])  # the last malignant one is wrong as it is
     pixels = np.broadcast_to((255 * red).round()[:, None, None, None], (6, 8, 8, 3)).astype(np.uint8)
-    side = data.Side(None, pixels, np.array([0, 0, 0, 1, 1, 1]), "")
+    side = loading.Side(None, pixels, np.array([0, 0, 0, 1, 1, 1]), "")
     assert robustness.examples(Red(), side, 8 / 255) == [2, 0, 4, 3]
     assert robustness.examples(Red(), side, 0.0) == [0, 1, 3, 4], "none turns"
     assert robustness.examples(Red(), side, 64 / 255) == [0, 1, 3, 4], "the second benign one stands"
-    two = data.Side(None, pixels[[0, 3]], np.array([0, 1]), "")
+    two = loading.Side(None, pixels[[0, 3]], np.array([0, 1]), "")
     assert robustness.examples(Red(), two, 8 / 255) == [0, 0, 1, 1], "the only one of a class"
 
 

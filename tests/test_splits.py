@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import data, database, papers, profiles, splits
+from lib import data, database, loading, papers, profiles, splits
 
 
 def sides(index, **selection):
@@ -115,7 +115,7 @@ def test_images_for_starting_weights_fall_with_their_case(published):
 
 def test_near_duplicates_and_shared_cases_are_counted_across_the_split(drawn):
     index = data.index_images(drawn)
-    pixels = data.load_pixels(index, 64)[0][:]
+    pixels = loading.load_pixels(index, 64)[0][:]
     assert splits.near_duplicates(pixels, index) == []
     twice = np.concatenate([pixels, np.clip(pixels[:1] + 3.0, 0, 255).astype(np.uint8)])
     copy = index.iloc[[0]].assign(image="copy.png")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from lib import attacks, data, models, training
+from lib import attacks, loading, models, training
 
 SETTINGS = {"epochs": 3, "batch_size": 4, "learning_rate": 1e-3, "seed": 7, "precision": "float32"}
 
@@ -32,7 +32,7 @@ def side(n, seed):
     pixels = np.random.default_rng(seed).integers(0, 200, (n, 32, 49, 3), np.uint8)
     pixels[labels == 1] += 50
     table = pd.DataFrame({"image": [f"{seed}-{k}" for k in range(n)]})
-    return data.Side(table, pixels, labels.astype(np.int64), f"side {seed}")
+    return loading.Side(table, pixels, labels.astype(np.int64), f"side {seed}")
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def test_noise_is_drawn_as_asked(drawn, sides):
 def test_recalibrating_takes_the_statistics_of_clean_images_and_leaves_the_weights(tmp_path):
     """Turning and flipping squares leaves a channel's mean, so that of all images is known beforehand."""
     images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
-    clean = data.Side(pd.DataFrame(), images, np.arange(12) % 2, "clean")
+    clean = loading.Side(pd.DataFrame(), images, np.arange(12) % 2, "clean")
     model = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
     nn.init.uniform_(model[0].weight)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -360,7 +360,7 @@ def test_scale_jitter_shows_a_part_enlarged():
 def test_balanced_rows_are_even_over_classes_and_over_the_cases_of_each():
     cases = np.repeat(["a", "b", "c", "d", "e"], [3000, 100, 500, 10, 390])
     labels = np.isin(cases, ["c", "d", "e"]).astype(np.int64)
-    shown = data.Side(pd.DataFrame({"case": cases}), np.zeros((4000, 1, 1, 3), np.uint8), labels, "uneven")
+    shown = loading.Side(pd.DataFrame({"case": cases}), np.zeros((4000, 1, 1, 3), np.uint8), labels, "uneven")
     rows = training.draw_balanced(shown, torch.Generator().manual_seed(0)).numpy()
     assert len(rows) == 4000 and rows.min() >= 0 and rows.max() < 4000
     shares = pd.Series(cases[rows]).value_counts(normalize=True)
