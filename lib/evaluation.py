@@ -9,7 +9,6 @@ the images of one case are not independent.
 import gzip
 import warnings
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -158,32 +157,15 @@ def _distances(clean, perturbed):
     return np.abs(change).max(axis=1), np.linalg.norm(change, axis=1), np.array(ssim, float)
 
 
-def read_predictions(folder):
-    """All pieces `folder/*.csv.gz` as one table with `COLUMNS`, in the order of the file names.
+def read_predictions(files):
+    """Pieces *.csv.gz as one table with `COLUMNS`, in the order given.
 
-    Raises FileNotFoundError when there is no piece, and ValueError, naming the file or the row, when a piece has
-    other columns, when a margin is missing or when an evaluation of an image is there twice.
+    Raises ValueError, naming the file or the row, when a piece has other columns, when a margin is missing or when an evaluation
+    of an image is there twice.
     """
-    folder = Path(folder)
-    files = sorted(folder.glob("*.csv.gz"))
-    if not files:
-        raise FileNotFoundError(
-            f"No predictions in {folder}: expected files *.csv.gz. Run the notebooks before."
-        )
     predictions = pd.concat([read_piece(file) for file in files], ignore_index=True)
     _refuse_bad_rows(predictions, ["image", *EVALUATION, "fold"])
     return predictions
-
-
-def read_models(folder, models, split_by):
-    """All predictions of some models by one split in a folder of pieces, or an error that says whose are missing."""
-    rows = read_predictions(folder)
-    rows = rows[rows["model"].isin(models) & (rows["split_by"] == split_by)].reset_index(drop=True)
-    if missing := [model for model in models if model not in set(rows["model"])]:
-        raise FileNotFoundError(
-            f"No predictions of {', '.join(missing)} in {folder}. Run the notebooks before."
-        )
-    return rows
 
 
 def read_piece(file):

@@ -18,11 +18,12 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from lib import (
+    data,
     decoding,
     evaluation,
     figures,
+    lineage,
     loading,
-    models,
     pictures,
     profiles,
     robustness,
@@ -100,18 +101,18 @@ def own_images(files, network, image_size):
 def of_run(run, **options):
     """The `Explorer` on the test images of a run with every model that is trained; a run of several folds shows its first.
 
-    options: of `Explorer`. Raises FileNotFoundError, naming the notebook to run, where split or baseline are missing.
+    options: of `Explorer`. Raises FileNotFoundError, naming the notebook to run, where split or baseline are missing, and
+    `lineage.StaleError` where a model learned from another split.
     """
-    folder = runs.folder(run)
+    folder, split = runs.folder(run), runs.require(run, "split.csv")
     baseline = runs.require(run, "models/baseline.safetensors")
-    image_size = runs.read_json(baseline.with_suffix(".json"))["recipe"]["images"][-1][0]
-    images = loading.open_images(
-        runs.require(run, "split.csv"), image_size, runs.dataset(run)["magnifications"]
-    )
+    lineage.check([baseline], data.load_split(split))
+    image_size = runs.recipe_of(baseline)["sides"][0]["image_size"]
+    images = loading.open_images(split, image_size, runs.dataset(run)["magnifications"])
     names = [
         name for name in ("baseline", *profiles.DEFENSES) if robustness.checkpoint(folder, name).exists()
     ]
-    networks = {name: models.load(robustness.checkpoint(folder, name)) for name in names}
+    networks = {name: robustness.load(folder, name, images) for name in names}
     return Explorer(networks, images.side("test"), **options)
 
 
@@ -119,7 +120,10 @@ def view_of(*names):
     """What a notebook shows of the first of these runs whose baseline is trained: the explorer, or words that say what to run."""
     for name in names:
         if robustness.checkpoint(runs.folder(name), "baseline").exists():
-            return of_run(name).view
+            try:
+                return of_run(name).view
+            except lineage.StaleError as error:
+                return Markdown(f"```\n{error}\n```")
     return Markdown("No model is trained yet: start `make reports`, or run notebooks 1 and 2.")
 
 

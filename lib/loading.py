@@ -1,7 +1,7 @@
 """The images of a split as arrays: each decoded once and kept, and one side of one fold for training or testing."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -20,12 +20,17 @@ SMALLEST_IMAGE = 32  # pixels; DenseNet-121 halves the size five times
 
 @dataclass
 class Side:
-    """One side of one fold. table: its rows; pixels: uint8 (n, S, W, 3), in the same order; labels: int64 (n,), 1 malignant."""
+    """One side of one fold.
+
+    table: its rows; pixels: uint8 (n, S, W, 3), in the same order; labels: int64 (n,), 1 malignant; fingerprint: of the images,
+    changed ones too; origin: which images of which split they come from, for recipes (`lineage`).
+    """
 
     table: pd.DataFrame
     pixels: object
     labels: np.ndarray
     fingerprint: str
+    origin: dict = field(default_factory=dict)
 
     def __len__(self):
         return len(self.labels)
@@ -47,6 +52,11 @@ class Images:
         """The folds' numbers; only 0 where there is one split."""
         return sorted(self.table["fold"].unique().tolist())
 
+    @property
+    def image_size(self):
+        """The height of the images in pixels."""
+        return self.pixels.stored.shape[1]
+
     def side(self, split, fold=0):
         """The "train", "validation" or "test" images of one fold. Raises ValueError where there is none, or only one class."""
         rows = np.flatnonzero((self.table["split"] == split) & (self.table["fold"] == fold))
@@ -56,12 +66,17 @@ class Images:
                 f"The {split} side of fold {fold} holds {len(table)} images of {table['label'].nunique()} classes: "
                 "both are needed. Take more images, or another split."
             )
-        return Side(
-            table,
-            Pixels(self.pixels.stored, self.pixels.rows[rows]),
-            data.labels_of(table),
-            data.fingerprint(table),
-        )
+        name = data.fingerprint(table)
+        origin = {
+            "split_by": table["split_by"].iloc[0],
+            "fold": int(fold),
+            "split": split,
+            "magnifications": sorted(map(int, table["magnification"].unique())),
+            "image_size": self.image_size,
+            "fingerprint": name,
+        }
+        pixels = Pixels(self.pixels.stored, self.pixels.rows[rows])
+        return Side(table, pixels, data.labels_of(table), name, origin)
 
 
 def open_images(path, image_size, magnifications=(), split_by=None):

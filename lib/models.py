@@ -137,6 +137,10 @@ def _load_xrv(name, weights_dir=""):
         raise ValueError(
             f"{path} holds a {type(model).__name__}, not a TorchXRayVision DenseNet: delete it to download it anew."
         )
+    if broken := _not_finite(model.state_dict()):
+        raise ValueError(
+            f"{path} holds values that are not finite numbers, in {broken[0]} first: delete it to download it anew."
+        )
     return model
 
 
@@ -167,6 +171,10 @@ def load(path):
         state = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): train it anew or copy it again.") from error
+    if broken := _not_finite(state):
+        raise ValueError(
+            f"{path} holds values that are not finite numbers, in {broken[0]} first: train it anew."
+        )
     model = PixelDenseNet()
     try:
         model.load_state_dict(state)
@@ -175,6 +183,11 @@ def load(path):
             f"{path} does not fit: a DenseNet-121 with two outputs is needed. {str(error).splitlines()[1].strip()}"
         ) from error
     return model.eval()
+
+
+def _not_finite(state):
+    """The names of the tensors of a checkpoint that hold NaN or infinities."""
+    return [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
 
 
 def color_features(pixels):

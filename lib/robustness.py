@@ -8,7 +8,20 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lib import attacks, checks, decoding, evaluation, loading, models, runs, splits, training, wording
+from lib import (
+    attacks,
+    checks,
+    data,
+    decoding,
+    evaluation,
+    lineage,
+    loading,
+    models,
+    runs,
+    splits,
+    training,
+    wording,
+)
 
 AT_EVERY_EPSILON = ("random_noise", "fgsm", "pgd", "transfer_fgsm")
 BATCH_PIXELS = 2**19  # of the images attacked at once; bounds the memory of a backward pass
@@ -19,15 +32,62 @@ def checkpoint(folder, model, fold=0):
     return folder / "models" / f"{model}{f'_fold{fold}' if fold else ''}.safetensors"
 
 
+def load(folder, name, images, fold=0):
+    """A run's model, in eval mode, on the CPU.
+
+    images: `loading.Images` that it is to be shown. Raises `lineage.StaleError` where it is missing, learned from another split than
+    theirs, or was made from other weights than the run holds now.
+    """
+    path = checkpoint(folder, name, fold)
+    lineage.check([path], images.table, images.image_size)
+    return models.load(path)
+
+
+def read(folder, names=None, image_size=None):
+    """The predictions that a run keeps, of the models named (all by default), as one table with `evaluation.COLUMNS`.
+
+    Raises FileNotFoundError where a model has none, and `lineage.StaleError` where they were made from other images, models or
+    settings than the run holds now, or not at `image_size` pixels.
+    """
+    pieces = sorted((folder / "predictions").glob("*.csv.gz"))
+    made_by = {piece: runs.recipe_of(piece).get("name") for piece in pieces}
+    for name in names or ([] if pieces else ["baseline"]):
+        if name not in made_by.values():
+            writer = runs.writer(f"predictions/{name}-none")
+            raise FileNotFoundError(
+                f"No predictions of {name} in {folder / 'predictions'}: run notebooks/{writer}.ipynb first."
+            )
+    pieces = [piece for piece in pieces if names is None or made_by[piece] in names]
+    lineage.check(pieces, data.load_split(folder / "split.csv"), image_size)
+    lineage.check_alike(pieces)
+    return evaluation.read_predictions(pieces)
+
+
 def starting_weights(folder, pretrained, fold=0):
-    """What `models.build` starts from: the checkpoint that 02 trained on another magnification for "200X", else as given."""
+    """What `models.build` starts from: the checkpoint that 02 trained on another magnification for "200X", else as given.
+
+    Raises as `load` does.
+    """
     magnification = splits.source_magnification(pretrained)
-    return checkpoint(folder, f"source_{magnification}X", fold) if magnification else pretrained
+    if not magnification:
+        return pretrained
+    path = checkpoint(folder, f"source_{magnification}X", fold)
+    lineage.check([path], data.load_split(folder / "split.csv"))
+    return path
 
 
-def weights_id(start):
-    """Starting weights for a recipe: the hash of a checkpoint, or the name."""
-    return runs.file_hash(start) if Path(start).is_file() else str(start)
+def made_from(folder, start, *others):
+    """What a recipe says of starting weights (a path or a name) and of the run's other checkpoints that a model is made from."""
+    own = [path for path in (start, *others) if Path(path).parent == folder / "models"]
+    weights = runs.file_hash(start) if Path(start).is_file() else str(start)
+    return {"start": weights, "models": lineage.checkpoints(*own)}
+
+
+def write_table(folder, name, table, models, folds):
+    """Write a table of a run with a note of the models, in these folds, that it was made from: `lineage.check` asks for it."""
+    runs.write_table(folder / name, table)
+    made_from = [checkpoint(folder, model, fold) for model in models for fold in folds]
+    runs.write_recipe(folder / name, {"models": lineage.checkpoints(*made_from)})
 
 
 def attack_table(epsilons, steps, audited=()):
@@ -94,7 +154,8 @@ def evaluate(
     An attack of the `evaluation.CASCADE` goes on from the rows of the one before it, of PGD the first: an image that was fooled is not
     shown again and keeps its row, and one that stands keeps the row that came nearest.
     Each attack's rows (of those with steps: each epsilon's) are a file in predictions/, kept: the same call goes on where it was
-    killed. Raises FileNotFoundError where an attack of the cascade lacks the one before it.
+    killed. Raises FileNotFoundError where an attack of the cascade lacks the one before it, and `lineage.StaleError` where a model
+    learned from other images than these.
     """
     steps = steps or {}
     code = runs.code_hash(
@@ -113,7 +174,11 @@ def evaluate(
         batch, labels = shown.tensors()
         split_by = shown.table["split_by"].iloc[0]
         path, source_path = checkpoint(folder, name, fold), checkpoint(folder, source, fold)
-        fitted_to = f"{name} on {images.side('train', fold).fingerprint}" if margins else runs.file_hash(path)
+        if margins:
+            own, sides = {}, [images.side("train", fold).origin]
+        else:
+            lineage.check([path], images.table, images.image_size)
+            own, sides = lineage.checkpoints(path), []
         tail = f"{'' if side == 'test' else f'-{side}'}-{split_by}{fold}.csv.gz"
         network = answer = None
         for attack in names:
@@ -128,10 +193,14 @@ def evaluate(
                 end = f"-{group[0] * 255:g}{tail}" if alone else tail
                 piece = folder / "predictions" / f"{stem}{end}"
                 kept.append(piece.name)
+                if transfers:
+                    lineage.check([source_path], images.table, images.image_size)
+                others = lineage.checkpoints(source_path) if transfers else {}
                 recipe = {
-                    "model": fitted_to,
-                    "source": runs.file_hash(source_path) if transfers else "",
-                    "images": [shown.fingerprint, list(batch.shape)],
+                    "name": name,
+                    "models": own | others,
+                    "sides": [shown.origin, *sides],
+                    "images": list(batch.shape),
                     "attack": [attack, list(group), steps.get(attack, 0)],
                     "seed": seed,
                     "split_by": split_by,
@@ -146,6 +215,7 @@ def evaluate(
                         raise FileNotFoundError(
                             f"{attack} goes on from {earlier.name}: run {one_before} first."
                         )
+                    lineage.check([earlier], images.table, images.image_size)
                     before = evaluation.read_piece(earlier)
                     standing = np.flatnonzero(evaluation.is_right(before))
                     recipe["after"] = runs.file_hash(earlier)
@@ -159,7 +229,7 @@ def evaluate(
                     network = _load(path)
                     answer = partial(evaluation.predict, network)
                 if transfers:
-                    made = _transferred(source_path, recipe["source"], images, side, fold, group)
+                    made = _transferred(source_path, others[source_path.name], images, side, fold, group)
                 else:
                     attacked = batch[standing], labels[standing], attack, group, steps.get(attack, 0), seed
                     made = perturb(network, *attacked, f"{name} under {attack}")
@@ -354,9 +424,11 @@ def _kept(folder, name, images, what, make, asked):
     """
     path = folder / "audit" / f"{name}-{what}.csv"
     sides = [images.side("test", fold) for fold in images.folds]
+    of_model = [checkpoint(folder, name, fold) for fold in images.folds]
+    lineage.check(of_model, images.table, images.image_size)
     recipe = asked | {
-        "models": [runs.file_hash(checkpoint(folder, name, fold)) for fold in images.folds],
-        "images": [[side.fingerprint, list(side.pixels[:1].shape[1:])] for side in sides],
+        "models": lineage.checkpoints(*of_model),
+        "sides": [side.origin for side in sides],
         "code": runs.code_hash(make, _some, models.load, decoding.decode, loading.Side),
     }
     if not runs.is_current(path, recipe):

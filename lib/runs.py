@@ -36,6 +36,7 @@ WRITERS = (
     ("recipes.csv", "05_adversarial_training_defense"),
     ("augmentations.csv", "02_transfer_learning"),
     ("models/*", "02_transfer_learning"),
+    ("audit/*", "07_robustness_audit"),
     ("predictions/*-none*", "02_transfer_learning"),
     ("predictions/*", "03_fgsm_attack"),
     ("attacks.csv", "03_fgsm_attack"),
@@ -75,11 +76,16 @@ def require(run, name):
     """
     path = folder(run) / name
     if not path.exists():
-        writer = next(writer for pattern, writer in WRITERS if fnmatch(name, pattern))
         raise FileNotFoundError(
-            f"runs/{run}/{name} is missing: run notebooks/{writer}.ipynb first (with run={run!r})"
+            f"runs/{run}/{name} is missing: run notebooks/{writer(name)}.ipynb first (with run={run!r})"
         )
     return path
+
+
+def writer(name):
+    """The notebook that writes `runs/<run>/<name>`, such as "02_transfer_learning"; a history is written with its model."""
+    name = name.replace("history/", "models/")
+    return next(notebook for pattern, notebook in WRITERS if fnmatch(name, pattern))
 
 
 def as_list(value):
@@ -105,13 +111,20 @@ def is_current(path, recipe):
     used: the runner removes what has a recipe and was neither written nor asked for when its stage ran.
     """
     path = Path(path)
-    beside = _recipe_file(path)
-    made = read_json(beside)
-    if not path.is_file() or made.get("recipe") != _plain(recipe) or made.get("sha256") != file_hash(path):
+    if (
+        not path.is_file()
+        or read_json(_recipe_file(path)).get("recipe") != _plain(recipe)
+        or not is_whole(path)
+    ):
         return False
     os.utime(path)
-    os.utime(beside)
+    os.utime(_recipe_file(path))
     return True
+
+
+def is_whole(path):
+    """Whether a finished file is as it was when `write_recipe` noted it; False where there is no such note."""
+    return read_json(_recipe_file(path)).get("sha256") == file_hash(path)
 
 
 def write_recipe(path, recipe):
@@ -237,9 +250,15 @@ def has_recipe(path):
     return "recipe" in read_json(_recipe_file(path))
 
 
+def recipe_of(path):
+    """What `write_recipe` noted of how a file was made; {} where there is no note."""
+    noted = read_json(_recipe_file(path)).get("recipe")
+    return noted if isinstance(noted, dict) else {}
+
+
 def precision(folder):
     """What a run's checkpoints were trained in, "bfloat16", say: the parameter "auto" does not tell."""
-    recipes = [read_json(file).get("recipe", {}) for file in (folder / "models").glob("*.json")]
+    recipes = map(recipe_of, (folder / "models").glob("*.json"))
     found = {recipe["precision"].removeprefix("torch.") for recipe in recipes if "precision" in recipe}
     return " and ".join(sorted(found))
 

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import math
-import os
 import sys
 import time
 from dataclasses import replace
@@ -256,6 +255,7 @@ def recalibrate(model, side, path, made, *, batch_size, seed=0):
     """
     made = made | {
         "images": [len(side), side.fingerprint, list(side.pixels[:1].shape[1:])],
+        "sides": [side.origin],
         "batch_size": batch_size,
         "seed": seed,
         "code": runs.code_hash(recalibrate, type(model), decoding.decode, type(side)),
@@ -337,13 +337,14 @@ def train(
     images, labels) change the validation images. Where accuracy under `threat` collapses while that under `guard` stays, the
     loop goes back to its best epoch at half the rate. Stops after `patience` epochs without progress (0: never).
 
-    Writes `path` (.safetensors) with its recipe beside it, and the history as CSV in ../history. Each finished epoch is kept
+    Writes `path` (.safetensors) and the history as CSV in ../history, each with its recipe beside it. Each finished epoch is kept
     in a .resume file: the same call goes on from there after being killed, and returns at once when all is done.
     """
     path = Path(path)
     history_path = path.parents[1] / "history" / f"{path.stem}.csv"
     made = made | {
         "images": [len(side), side.fingerprint, validation.fingerprint, list(side.pixels[:1].shape[1:])],
+        "sides": [side.origin, validation.origin],
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -358,8 +359,7 @@ def train(
             train, models.build, type(model), decoding.decode, type(side), hook, threat, guard
         ),
     }
-    if history_path.exists() and runs.is_current(path, made):
-        os.utime(history_path)  # still in use, for the runner
+    if runs.is_current(history_path, made) and runs.is_current(path, made):
         print(f"{path.stem}: already trained, kept", file=sys.stderr)
         return pd.read_csv(history_path)
 
@@ -374,19 +374,14 @@ def train(
         judged = average.module
     resume = path.with_suffix(".resume")
     state = {"epoch": 0, "best": None, "loss": math.inf, "gap": 0.0, "rate": 1.0, "history": []}
-    if resume.exists():
-        try:
-            kept = torch.load(resume, map_location=where, weights_only=True)
-        except Exception as error:  # torch raises several kinds for damaged files
-            print(f"{resume} is damaged ({error}): trained from the start", file=sys.stderr)
-            kept = {"made": None}
-        if kept["made"] == repr(made):
-            state = kept
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            if average:
-                average.load_state_dict(state["average"])
-            print(f"{path.stem}: resumed after epoch {state['epoch']} of {epochs}", file=sys.stderr)
+    kept = _read_resume(resume, where)
+    if kept and kept["made"] == repr(made):
+        state = kept
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if average:
+            average.load_state_dict(state["average"])
+        print(f"{path.stem}: resumed after epoch {state['epoch']} of {epochs}", file=sys.stderr)
 
     def stalled():
         losses = [row["validation_loss"] for row in state["history"]]
@@ -479,20 +474,38 @@ def train(
             file=sys.stderr,
             flush=True,
         )
-        content = io.BytesIO()
         now = {"model": model, "optimizer": optimizer} | ({"average": average} if average else {})
         now = {name: each.state_dict() for name, each in now.items()}
-        torch.save(state | now | {"made": repr(made)}, content)
-        with runs.whole_file(resume) as part:
-            part.write_bytes(content.getbuffer())
+        _write_resume(resume, state | now | {"made": repr(made)})
 
     if state["best"] is None:
         raise FloatingPointError(f"{path.stem}: no epoch had a finite validation loss: lower learning_rate.")
     model.load_state_dict(state["best"])
     model.eval()
     history = pd.DataFrame(state["history"])
-    with runs.whole_file(history_path) as part:
-        history.to_csv(part, index=False)
+    runs.write_table(history_path, history)
+    runs.write_recipe(history_path, made)
     models.save(model, path, made)
     resume.unlink(missing_ok=True)
     return history
+
+
+def _write_resume(path, state):
+    """Keep a training half-way: the sha256 of what follows, then the state as torch writes it."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    with runs.whole_file(path) as part, open(part, "wb") as file:
+        file.write(hashlib.sha256(content.getbuffer()).digest())
+        file.write(content.getbuffer())
+
+
+def _read_resume(path, where):
+    """What `_write_resume` kept, on the device `where`; None where there is nothing, or nothing whole."""
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    digest, state = content[:32], content[32:]
+    if hashlib.sha256(state).digest() != digest:
+        print(f"{path} is damaged, or of another version: trained from the start", file=sys.stderr)
+        return None
+    return torch.load(io.BytesIO(state), map_location=where, weights_only=True)

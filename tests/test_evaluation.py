@@ -123,7 +123,7 @@ def test_predictions_come_back_from_their_files_bit_for_bit(tmp_path):
     attacked = rows(table, -margins / 7, attack="transfer_fgsm", epsilon=4 / 255, source_model="baseline")
     made.to_csv(tmp_path / "a-none.csv.gz", index=False)
     attacked.to_csv(tmp_path / "b-transfer.csv.gz", index=False)
-    read = evaluation.read_predictions(tmp_path)
+    read = evaluation.read_predictions(sorted(tmp_path.iterdir()))
     assert list(read.columns) == evaluation.COLUMNS
     both = pd.concat([made, attacked], ignore_index=True)
     for name in evaluation.COLUMNS:
@@ -135,19 +135,18 @@ def test_predictions_come_back_from_their_files_bit_for_bit(tmp_path):
 
 
 def test_predictions_that_cannot_be_used_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"csv\.gz"):
-        evaluation.read_predictions(tmp_path)
+    both = [tmp_path / "a.csv.gz", tmp_path / "b.csv.gz"]
     made = rows(split_table(["benign", "malignant"]), [1.0, 2.0])
     made.to_csv(tmp_path / "a.csv.gz", index=False)
     made.to_csv(tmp_path / "b.csv.gz", index=False)
     with pytest.raises(ValueError, match=r"2 predictions are there twice.*0\.png"):
-        evaluation.read_predictions(tmp_path)
+        evaluation.read_predictions(both)
     made.drop(columns="ssim").to_csv(tmp_path / "b.csv.gz", index=False)
     with pytest.raises(ValueError, match=r"b\.csv\.gz.*ssim"):
-        evaluation.read_predictions(tmp_path)
+        evaluation.read_predictions(both)
     made.assign(seed=1, margin=np.nan).to_csv(tmp_path / "b.csv.gz", index=False)
     with pytest.raises(ValueError, match="2 predictions lack a value"):
-        evaluation.read_predictions(tmp_path)
+        evaluation.read_predictions(both)
     with pytest.raises(ValueError, match="Unknown labels"):
         evaluation.metrics(made.assign(label="unsure"))
     with pytest.raises(ValueError, match="there twice"):

@@ -347,7 +347,7 @@ def test_a_run_is_opened_with_all_its_models(smoke, monkeypatch):
     monkeypatch.setenv("STUDY_HOME", str(smoke[0]))
     view = explorer.of_run("smoke", background=False)
     assert list(view.networks) == ["baseline", *profiles.DEFENSES]
-    predictions = evaluation.read_models(runs.folder("smoke") / "predictions", ["gaussian_noise"], "case")
+    predictions = robustness.read(runs.folder("smoke"), ["gaussian_noise"])
     row = predictions[
         (predictions["image"] == view.side.table["image"].iloc[0]) & (predictions["attack"] == "none")
     ].iloc[0]

@@ -147,6 +147,14 @@ def test_a_checkpoint_that_is_missing_damaged_or_does_not_fit(tmp_path):
     models.save(torch.nn.Linear(2, 2), path, {})
     with pytest.raises(ValueError, match="does not fit"):
         models.load(path)
+    for value in (float("nan"), float("inf")):
+        broken = models.build("none")
+        broken.network.classifier.bias.data[1] = value
+        models.save(broken, path, {})
+        with pytest.raises(
+            ValueError, match=r"not finite numbers, in network\.classifier\.bias first: train it"
+        ):
+            models.load(path)
 
 
 def test_frozen_batch_norm_answers_as_torchs_own_does():

@@ -5,7 +5,18 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import attacks, checks, data, evaluation, loading, models, robustness, splits, training
+from lib import (
+    attacks,
+    checks,
+    data,
+    evaluation,
+    loading,
+    models,
+    robustness,
+    runs,
+    splits,
+    training,
+)
 
 EPSILONS = [2 / 255, 8 / 255]
 
@@ -17,9 +28,15 @@ def run(drawn, tmp_path_factory):
     index = data.index_images(drawn)
     table = splits.make(index, None, "case", seed=0)
     table[table["fold"] == 0].to_csv(folder / "split.csv", index=False)
+    images = loading.open_images(folder / "split.csv", 32)
     for k, name in enumerate(("baseline", "defended")):
-        models.save(models.build("none", seed=k), folder / "models" / f"{name}.safetensors", {})
-    return folder, loading.open_images(folder / "split.csv", 32)
+        models.save(models.build("none", seed=k), folder / "models" / f"{name}.safetensors", made_for(images))
+    return folder, images
+
+
+def made_for(images):
+    """What the recipe of a model says that learned from these images."""
+    return {"sides": [images.side(split).origin for split in set(images.table["split"])]}
 
 
 def test_every_attack_gives_a_row_for_each_image_and_epsilon(run):
@@ -43,10 +60,7 @@ def test_every_attack_gives_a_row_for_each_image_and_epsilon(run):
     assert np.allclose(clean["margin"], evaluation.predict(model, test.tensors()[0]), rtol=1e-3)
     assert clean[["linf", "l2", "ssim"]].isna().all(axis=None)
     keys = ["image", "attack", "epsilon"]
-    reread, rows = (
-        part.sort_values(keys, ignore_index=True)
-        for part in (evaluation.read_predictions(folder / "predictions"), rows)
-    )
+    reread, rows = (part.sort_values(keys, ignore_index=True) for part in (robustness.read(folder), rows))
     pd.testing.assert_frame_equal(reread, rows[list(reread)], check_dtype=False)
 
 
@@ -58,7 +72,7 @@ def test_finished_rows_are_kept_and_a_changed_checkpoint_is_judged_anew(run):
     written = piece.stat().st_ino
     robustness.evaluate(folder, "baseline", images, ["none", "pgd"], **options)
     assert piece.stat().st_ino == written
-    models.save(models.build("none", seed=9), folder / "models" / "baseline.safetensors", {})
+    models.save(models.build("none", seed=9), folder / "models" / "baseline.safetensors", made_for(images))
     robustness.evaluate(folder, "baseline", images, ["none", "pgd"], **options)
     assert piece.stat().st_ino != written
 
@@ -142,6 +156,7 @@ def test_nothing_left_to_fool_is_no_error(run):
     fooled = evaluation.read_piece(piece)
     fooled["margin"] = np.where(fooled["label"] == "malignant", -1.0, 1.0)
     evaluation.write_piece(fooled, piece)
+    runs.write_recipe(piece, runs.recipe_of(piece))
     rows = robustness.evaluate(
         folder, "defended", images, evaluation.CASCADE, epsilons=EPSILONS[1:], steps=STEPS
     )
@@ -207,10 +222,10 @@ def colored(run, tmp_path):
     pixels = rng.integers(100, 140, (len(table), 16, 16, 3))
     pixels[...] = pixels[..., :1]
     pixels[..., 0] += shade
+    images = loading.Images(table, loading.Pixels(pixels.astype(np.uint8), np.arange(len(table))))
     for name in (PLANTED, "baseline"):
-        models.save(models.build("none"), tmp_path / "models" / f"{name}.safetensors", {})
-    stored = pixels.astype(np.uint8)
-    return tmp_path, loading.Images(table, loading.Pixels(stored, np.arange(len(table))))
+        models.save(models.build("none"), tmp_path / "models" / f"{name}.safetensors", made_for(images))
+    return tmp_path, images
 
 
 def test_a_planted_masked_model_is_caught(colored, monkeypatch):

@@ -1,4 +1,5 @@
 import contextlib
+import io
 
 import numpy as np
 import pandas as pd
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from lib import attacks, loading, models, training
+from lib import attacks, loading, models, runs, training
 
 SETTINGS = {"epochs": 3, "batch_size": 4, "learning_rate": 1e-3, "seed": 7, "precision": "float32"}
 
@@ -132,13 +133,65 @@ def test_a_full_disk_while_training_says_what_to_do_and_loses_nothing(sides, tmp
     assert "resumed after epoch 1" in capsys.readouterr().err
 
 
-def test_a_training_whose_kept_epochs_are_damaged_starts_anew(sides, tmp_path, capsys):
+@pytest.fixture
+def half_way(sides, tmp_path):
+    """The file that a training killed in its second epoch leaves."""
+
+    def killed(model, images, labels, generator):
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return images
+
+    calls, path = [], tmp_path / "models" / "net.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        training.train(Small(), *sides, path, {}, hook=killed, **SETTINGS)
+    return path.with_suffix(".resume")
+
+
+def flipped(content, at):
+    changed = bytearray(content)
+    changed[at] ^= 1
+    return bytes(changed)
+
+
+def saved(value):
+    content = io.BytesIO()
+    torch.save(value, content)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"damaged",
+        lambda content: b"",
+        lambda content: content[:-1],
+        *(lambda content, part=part: flipped(content, len(content) * part // 8) for part in range(8)),
+        lambda content: saved([1, 2]),  # as an older version could have written
+        lambda content: saved({"made": "x", "model": {}}),
+    ],
+)
+def test_a_training_whose_kept_epochs_are_damaged_starts_anew(damage, half_way, sides, capsys):
+    half_way.write_bytes(damage(half_way.read_bytes()))
+    model, unbroken = Small(), Small()
+    path = half_way.with_suffix(".safetensors")
+    assert len(training.train(model, *sides, path, {}, **SETTINGS)) == 3
+    assert "net.resume is damaged, or of another version: trained from the start" in capsys.readouterr().err
+    assert not half_way.exists()
+    training.train(unbroken, *sides, path.with_name("other.safetensors"), {}, **SETTINGS)
+    assert torch.equal(model.head.weight, unbroken.head.weight)
+
+
+@pytest.mark.parametrize("name", ["models/net.safetensors", "history/net.csv"])
+def test_a_finished_training_that_is_damaged_is_made_anew(name, sides, tmp_path, capsys):
     path = tmp_path / "models" / "net.safetensors"
-    path.parent.mkdir()
-    path.with_suffix(".resume").write_bytes(b"damaged")
+    training.train(Small(), *sides, path, {}, **SETTINGS)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(flipped(whole, len(whole) - 3))
     assert len(training.train(Small(), *sides, path, {}, **SETTINGS)) == 3
-    assert "net.resume is damaged" in capsys.readouterr().err
-    assert not path.with_suffix(".resume").exists()
+    assert "epoch 3/3" in capsys.readouterr().err
+    assert runs.is_whole(tmp_path / name)
 
 
 def test_a_finished_training_is_kept_and_other_settings_are_not(sides, tmp_path, capsys):
