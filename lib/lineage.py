@@ -57,6 +57,16 @@ def check_alike(paths):
         raise StaleError(_message(found))
 
 
+def check_dataset(run, split):
+    """Raise StaleError unless dataset.json describes the images of the split (rows of split.csv); 01 writes both, one after the other."""
+    about, rows = runs.dataset(run), split.drop_duplicates("image")
+    rows = rows[rows["magnification"].isin(about["magnifications"])]
+    if data.fingerprint(rows) != about["fingerprint"]:
+        raise StaleError(
+            f"runs/{run}/dataset.json describes other images than split.csv: run notebooks/01_data_split.ipynb again (with run={run!r})."
+        )
+
+
 def _problem(path, split, image_size, known):
     """Why a file cannot be taken, in words, or None. known: what was computed for the files before it."""
     if not path.is_file():

@@ -43,21 +43,27 @@ def load(folder, name, images, fold=0):
     return models.load(path)
 
 
-def read(folder, names=None, image_size=None):
-    """The predictions that a run keeps, of the models named (all by default), as one table with `evaluation.COLUMNS`.
+def read(folder, names=None, attacks=None, image_size=None):
+    """The predictions that a run keeps as one table with `evaluation.COLUMNS`.
 
-    Raises FileNotFoundError where a model has none, and `lineage.StaleError` where they were made from other images, models or
-    settings than the run holds now, or not at `image_size` pixels.
+    names: of models, all by default; attacks: all by default, otherwise these, on the model's own images or the baseline's. Raises
+    FileNotFoundError where a model has none, and `lineage.StaleError` where they were made from other images, models or settings than
+    the run holds now, or not at `image_size` pixels.
     """
-    pieces = sorted((folder / "predictions").glob("*.csv.gz"))
-    made_by = {piece: runs.recipe_of(piece).get("name") for piece in pieces}
-    for name in names or ([] if pieces else ["baseline"]):
-        if name not in made_by.values():
+    made = {piece: runs.recipe_of(piece) for piece in sorted((folder / "predictions").glob("*.csv.gz"))}
+    for name in names or ([] if made else ["baseline"]):
+        if name not in {recipe.get("name") for recipe in made.values()}:
             writer = runs.writer(f"predictions/{name}-none")
             raise FileNotFoundError(
                 f"No predictions of {name} in {folder / 'predictions'}: run notebooks/{writer}.ipynb first."
             )
-    pieces = [piece for piece in pieces if names is None or made_by[piece] in names]
+
+    def asked(recipe):
+        if names is not None and recipe.get("name") not in names:
+            return False
+        return attacks is None or (recipe["attack"][0] in attacks and recipe["source"] in evaluation.SOURCES)
+
+    pieces = [piece for piece, recipe in made.items() if asked(recipe)]
     lineage.check(pieces, data.load_split(folder / "split.csv"), image_size)
     lineage.check_alike(pieces)
     return evaluation.read_predictions(pieces)
@@ -198,6 +204,7 @@ def evaluate(
                 others = lineage.checkpoints(source_path) if transfers else {}
                 recipe = {
                     "name": name,
+                    "source": source if transfers else "",
                     "models": own | others,
                     "sides": [shown.origin, *sides],
                     "images": list(batch.shape),

@@ -27,6 +27,10 @@ ROOT = Path(__file__).resolve().parent.parent
 WRITERS = (
     ("split.csv", "01_data_split"),
     ("dataset.json", "01_data_split"),
+    ("predictions/*-apgd_ce-*", "07_robustness_audit"),
+    ("predictions/*-fab-*", "07_robustness_audit"),
+    ("predictions/*-square-*", "07_robustness_audit"),
+    ("predictions/*-from_*", "07_robustness_audit"),
     ("models/gaussian_noise*", "04_gaussian_noise_defense"),
     ("predictions/gaussian_noise*", "04_gaussian_noise_defense"),
     ("models/merged_fgsm*", "05_adversarial_training_defense"),

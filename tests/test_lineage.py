@@ -16,7 +16,11 @@ def split(drawn, folder, seed=0):
     """What notebook 01 leaves with this seed, and its images at 32 pixels."""
     table = splits.make(data.index_images(drawn), None, "case", seed=seed)
     runs.write_table(folder / "split.csv", table[table["fold"] == 0])
-    about = {"name": "toy", "synthetic": True, "magnifications": [100]}
+    about = {
+        "name": "toy",
+        "magnifications": [100],
+        "fingerprint": data.fingerprint(data.index_images(drawn)),
+    }
     runs.write_json(folder / "dataset.json", about)
     return loading.open_images(folder / "split.csv", 32)
 
@@ -94,7 +98,7 @@ def test_another_size_or_selection_is_another_model(run):
     with pytest.raises(lineage.StaleError, match="made at 32 pixels, not at 64"):
         robustness.evaluate(folder, "baseline", larger, ["none"])
     with pytest.raises(lineage.StaleError, match="made at 32 pixels, not at 64"):
-        robustness.read(folder, ["baseline"], 64)
+        robustness.read(folder, ["baseline"], image_size=64)
     fewer = loading.Images(
         images.table[images.table["case"] != images.side("train").table["case"][0]], images.pixels
     )
@@ -185,3 +189,11 @@ def test_predictions_without_a_network_belong_to_the_images_they_were_fitted_to(
         lineage.StaleError, match=r"color_only-none-case0\.csv\.gz: made from other train images"
     ):
         robustness.read(folder, evaluation.WITHOUT_NETWORK)
+
+
+def test_a_data_set_described_by_another_notebook_01_is_named(run):
+    folder, images = run
+    table = data.load_split(folder / "split.csv")
+    lineage.check_dataset("toy", table)
+    with pytest.raises(lineage.StaleError, match=r"dataset\.json describes other images .* run notebooks/01"):
+        lineage.check_dataset("toy", table[table["image"] != table["image"][0]])
