@@ -192,7 +192,7 @@ def test_predictions_without_a_network_belong_to_the_images_they_were_fitted_to(
 
 
 def test_a_data_set_described_by_another_notebook_01_is_named(run):
-    folder, images = run
+    folder, _ = run
     table = data.load_split(folder / "split.csv")
     lineage.check_dataset("toy", table)
     with pytest.raises(lineage.StaleError, match=r"dataset\.json describes other images .* run notebooks/01"):
