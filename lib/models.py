@@ -2,6 +2,7 @@
 
 import os
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,10 @@ def _load_xrv(name, weights_dir=""):
                 f"{error}. Offline? Put the file {path.name} into {folder}, name its folder in weights_dir, or start from pretrained: none."
             ) from error
     try:
+        if zipfile.is_zipfile(path) and (part := zipfile.ZipFile(path).testzip()):
+            raise ValueError(
+                f"{part} is not as it was written"
+            )  # torch does not look at the checksums in the file
         with torch.serialization.safe_globals(XRV_CLASSES):
             model = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several kinds for damaged and for unsafe files
@@ -167,6 +172,10 @@ def load(path):
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"No checkpoint {path}: train it, or give the path of a .safetensors file.")
+    if runs.has_recipe(path) and not runs.is_whole(path):
+        raise ValueError(
+            f"{path} is damaged, it is not as it was written: train it anew, or copy it again with the .json beside it."
+        )
     try:
         state = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:

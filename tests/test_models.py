@@ -113,6 +113,23 @@ def test_damaged_and_unsafe_weights_are_refused(stored, tmp_path, content, capsy
     assert "ran" not in capsys.readouterr().out
 
 
+def test_one_flipped_byte_in_downloaded_weights_is_noticed(stored, tmp_path):
+    content = bytearray(stored[0].read_bytes())
+    content[len(content) // 2] ^= 1  # within a tensor, where torch itself reads on without a word
+    (tmp_path / stored[0].name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"is damaged .* is not as it was written\. Delete it to download"):
+        models.build(NAME, tmp_path)
+
+
+def test_weights_that_are_not_finite_are_refused(stored, tmp_path):
+    with torch.serialization.safe_globals(models.XRV_CLASSES):
+        model = torch.load(stored[0], weights_only=True)
+    model.features.conv0.weight.data[0, 0, 0, 0] = float("nan")
+    torch.save(model, tmp_path / stored[0].name)
+    with pytest.raises(ValueError, match=r"not finite numbers, in features\.conv0\.weight first: delete it"):
+        models.build(NAME, tmp_path)
+
+
 def test_an_unknown_class_in_a_weights_file_is_named(stored, tmp_path):
     torch.save(torch.nn.Sequential(torch.nn.GELU()), tmp_path / stored[0].name)
     with pytest.raises(ValueError, match="GELU"):
@@ -143,6 +160,12 @@ def test_a_checkpoint_that_is_missing_damaged_or_does_not_fit(tmp_path):
         models.load(path)
     path.write_bytes(b"\x00" * 100)
     with pytest.raises(ValueError, match="damaged"):
+        models.load(path)
+    models.save(models.build("none"), path, {})
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged, it is not as it was written: train it anew"):
         models.load(path)
     models.save(torch.nn.Linear(2, 2), path, {})
     with pytest.raises(ValueError, match="does not fit"):
