@@ -1,12 +1,15 @@
 """What the two papers published, where their numbers contradict themselves, and a run's numbers beside them.
 
-Li & Liu, Bioengineering 2023, 10(8), 973, and the student paper of Alam et al. Everything here is a pure function of the
-published numbers and of a run's table of predictions and split.
+Li & Liu, "Adversarial Attack and Defense in Breast Cancer Deep Learning Systems", Bioengineering 2023, 10(8), 973, and a student
+paper by Alam, Raim, Saifee and Santo, which names no venue and no year. Everything here is a pure function of the published
+numbers and of a run's table of predictions and split.
 """
+
+from itertools import combinations, product
 
 import numpy as np
 
-from lib import data, evaluation, wording
+from lib import data, database, decoding, evaluation, wording
 
 LI, ALAM = "Li & Liu 2023", "Alam et al."
 COLUMNS = [
@@ -60,6 +63,16 @@ CLAIMS = (
         )
     ),
 )
+# How far a metric of Alam et al. may be from the value it was rounded to. They call all but accuracy "approximately", "around" or
+# "near" a value, and every such value is a multiple of five points; accuracy is in whole points.
+ROUNDED = dict.fromkeys(("sensitivity", "specificity", "precision", "recall"), 0.025) | {"accuracy": 0.005}
+COARSER = dict.fromkeys(ROUNDED, 0.05)
+ROUNDING = (
+    "Alam et al. call their sensitivity, specificity, precision and recall approximate, and all of these values are multiples of five "
+    "points. Here each is taken as rounded to the nearest five points (off by at most 2.5), and accuracy as rounded to whole points "
+    "(off by at most 0.5). A contradiction is what such rounding cannot explain; each one says whether it would remain with "
+    "every value off by five points."
+)
 # The fall that fixes the epsilon they do not give: the attacked model, on which images, to which accuracy.
 FALLS = {LI: ("malignant", 0.1099), ALAM: ("all", 0.25)}
 RECIPES = {
@@ -83,14 +96,15 @@ RECIPES = {
         "pretrained": "transfer learning",
     },
 }
+INFERRED = ("magnifications", "subtypes")  # of Li & Liu: `selections` with their numbers of images
 TRAINING = (
     (
-        "which augmentation is not given: always a random square of the field of view, flips and right-angle rotations, as tissue has "
+        "the augmentation is not given: always a random square of the field of view, flips and right-angle rotations, as tissue has "
         "no upright and these make no new pixel values; more where it is named",
         ["augmentation"],
     ),
     (
-        "the learning rate's course is not given: it falls to 0 along a cosine, which needs no further parameter",
+        "the course of the learning rate is not given: it falls to 0 along a cosine, which needs no further parameter",
         [],
     ),
     (
@@ -98,17 +112,19 @@ TRAINING = (
         [],
     ),
     (
-        "which epoch is kept is not given: the one with the least validation loss, as accuracy hardly tells epochs apart on few images",
+        "which epoch is kept is not given: the one with the least loss on clean validation images, for their defense too, "
+        "as accuracy hardly tells epochs apart on few images",
         [],
-    ),
-    (
-        "how 700 x 460 pixels become square for a test is not given: the square in the middle, so that nothing is squeezed",
-        ["image_size"],
     ),
     (
         "the precision of training is not given: bfloat16 where the processor is made for it, as it halves the time; every reported "
         "number is computed in float32",
         ["precision"],
+    ),
+    (
+        "images that are stored at another size than 700 x 460, halved or squeezed to a square as in some copies of the database, "
+        "are brought back to that shape, with the detail that they have left",
+        [],
     ),
 )
 CHEST_WEIGHTS = (
@@ -120,20 +136,19 @@ CHEST_WEIGHTS = (
 OPEN = {
     LI: [
         (
+            "no magnification or subtype is named: all benign subtypes and ductal carcinoma at 100X is an inference, as no other choice "
+            "of subtypes and magnifications has their numbers of images",
+            [],
+        ),
+        (
             "FGSM's epsilon is not given: the one at which our baseline, on validation images, falls nearest to theirs, as the fall "
             "is all that is known",
             [],
         ),
         (
-            "how strong the noise is, is not given: about a tenth of the value range shows in an image and leaves its nuclei to be "
-            "seen",
+            "how strong the noise is, is not given: about a tenth of the value range shows in an image and leaves its nuclei "
+            "visible",
             ["noise_sigma", "other_sigmas"],
-        ),
-        (
-            "whether noise is drawn once or anew, and clipped or not, is not given: by default anew for every batch and clipped, as "
-            "noise in training most often is, and so that images stay images; before or after squares, flips and turns is the same "
-            "noise",
-            ["noise_drawn"],
         ),
         (
             "whose gradient attacks the model trained with noise is not given: its own first, which an attacker who knows it would "
@@ -162,6 +177,11 @@ OPEN = {
             ["train_epsilon"],
         ),
         (
+            "their model B has additional measures to tell authentic from manipulated images, which they do not describe (a detector "
+            "is the natural reading): not built here yet, so ours is the merged training alone",
+            [],
+        ),
+        (
             "on which images model B was tested is not given: clean, under its own FGSM and under model A's, since each asks something else",
             [],
         ),
@@ -170,82 +190,176 @@ OPEN = {
 }
 
 
-def contradictions():
-    """What the published numbers say about each other, by computation: (paper, sentence, whether they agree)."""
+def selections(benign, malignant):
+    """Every choice of whole subtypes, at the same magnifications for both classes, with these numbers of images.
+
+    Returns (magnifications, benign subtypes, malignant subtypes) for each, as tuples.
+    """
+    kinds = list(data.SUBTYPES)
+    subtypes = {"benign": _subsets(kinds[:4]), "malignant": _subsets(kinds[4:])}
+    wanted = {"benign": benign, "malignant": malignant}
     found = []
-    totals = {
-        paper: {label: sum(sides) for label, sides in PUBLISHED_SPLITS[paper].items()}
-        for paper in PUBLISHED_SPLITS
+    for magnifications in _subsets(data.MAGNIFICATIONS):
+        columns = [data.MAGNIFICATIONS.index(each) for each in magnifications]
+        fitting = [
+            [some for some in subtypes[label] if sum(_images(some, columns)) == wanted[label]]
+            for label in data.CLASSES
+        ]
+        found += [(magnifications, *both) for both in product(*fitting)]
+    return found
+
+
+def _subsets(items):
+    return [some for size in range(1, len(items) + 1) for some in combinations(items, size)]
+
+
+def _images(subtypes, columns):
+    """The images of each of these subtypes at the magnifications in these columns of `database.COUNTS`."""
+    return [sum(database.COUNTS[subtype][column] for column in columns) for subtype in subtypes]
+
+
+def _inferred_selection():
+    """How Li & Liu's magnification and subtypes follow from their numbers of images, and whether only one choice has these."""
+    benign, malignant = (sum(PUBLISHED_SPLITS[LI][label]) for label in data.CLASSES)
+    found = selections(benign, malignant)
+    tried = len(_subsets(data.MAGNIFICATIONS)) * len(_subsets(range(4))) ** 2
+    choices = []
+    for magnifications, *both in found:
+        columns = [data.MAGNIFICATIONS.index(each) for each in magnifications]
+        sums = [
+            f"{' + '.join(map(str, _images(some, columns)))} images of {', '.join(some)}" for some in both
+        ]
+        choices.append(f"{' against '.join(sums)} at {', '.join(f'{each}X' for each in magnifications)}")
+    sentence = (
+        f"no magnification or subtype is named, but only {len(found)} of {tried:,} choices of them in BreaKHis has {benign} benign and "
+        f"{malignant} malignant images: {'; '.join(choices)}. That these are the images they used is an inference"
+    )
+    return sentence, len(found) == 1
+
+
+def contradictions():
+    """What the published numbers say about each other, by computation: (paper, sentence, whether they agree).
+
+    Metrics of Alam et al. are taken as rounded (`ROUNDED`); what does not agree even so says whether it would with `COARSER` too.
+    """
+    return [(LI, *each) for each in _of_li()] + [(ALAM, *each) for each in _of_alam()]
+
+
+def _of_li():
+    found = [_inferred_selection()]
+    published = {
+        (table, what, quantity): value for paper, table, what, quantity, value in CLAIMS if paper == LI
     }
-    published = {(paper, table, what, quantity): value for paper, table, what, quantity, value in CLAIMS}
-    (_, _, benign), (_, _, malignant) = PUBLISHED_SPLITS[LI]["benign"], PUBLISHED_SPLITS[LI]["malignant"]
+    benign, malignant = (PUBLISHED_SPLITS[LI][label][2] for label in data.CLASSES)
     for model in ("original model", "trained with noise"):
-        right = round(published[LI, "Table 2", model, "accuracy"] * (benign + malignant))
-        of_malignant = round(published[LI, "Table 3", model, "malignant accuracy"] * malignant)
+        right = round(published["Table 2", model, "accuracy"] * (benign + malignant))
+        of_malignant = round(published["Table 3", model, "malignant accuracy"] * malignant)
+        of_benign = right - of_malignant
         found.append(
             (
-                LI,
-                f"{model}: Tables 2 and 3 imply {right - of_malignant} of {benign} benign test images right",
-                0 <= right - of_malignant <= benign,
+                f"{model}: Tables 2 and 3 imply {of_benign} of {benign} benign and {of_malignant} of {malignant} malignant test "
+                "images right when clean",
+                0 <= of_benign <= benign,
             )
         )
-    found.append(
+    return [
+        *found,
         (
-            LI,
             f"Table 3 holds the {malignant} malignant test images alone: a model that always answers malignant has "
-            f"{malignant} of {malignant} there, and {malignant / (benign + malignant):.0%} on the whole test set",
+            f"{malignant} of {malignant} there, and {malignant / (benign + malignant):.0%} on the whole test set. What benign images "
+            "do under FGSM is not published, so whether the model trained with noise then leans to malignant cannot be told",
             True,
+        ),
+    ]
+
+
+def _of_alam():
+    published = {what: _metrics_of(what) for what in CONDITIONS[ALAM]}
+    test = dict(zip(data.CLASSES, (PUBLISHED_SPLITS[ALAM][label][2] for label in data.CLASSES), strict=True))
+    matrices = {
+        "images": [said["tp"] + said["tn"] + said["fp"] + said["fn"] for said in published.values()],
+        "benign images": [said["tn"] + said["fp"] for said in published.values()],
+        "malignant images": [said["tp"] + said["fn"] for said in published.values()],
+    }
+    sizes = (sum(test.values()), test["benign"], test["malignant"])
+    found = [
+        (
+            f"the matrices of {', '.join(published)} hold {', '.join(f'{n:,}' for n in held)} {name}; all are of one test set, which has {size}",
+            set(held) == {size},
         )
-    )
-    benign, malignant = (PUBLISHED_SPLITS[ALAM][label][2] for label in ("benign", "malignant"))
-    for what in CONDITIONS[ALAM]:
-        said = {
-            quantity: value
-            for (paper, _, condition, quantity), value in published.items()
-            if condition == what
-        }
-        tp, tn, fp, fn = (said[cell] for cell in ("tp", "tn", "fp", "fn"))
-        n = tp + tn + fp + fn
-        low, high = sorted((said["sensitivity"], said["specificity"]))
-        found += [
-            (
-                ALAM,
-                f"{what}: the matrix holds {n} images, the test set {benign + malignant}",
-                n == benign + malignant,
-            ),
-            (
-                ALAM,
-                f"{what}: {tp + fn} malignant images in the matrix, {malignant} in the test set",
-                tp + fn == malignant,
-            ),
-            (
-                ALAM,
-                f"{what}: accuracy {said['accuracy']:.2f} must lie between sensitivity and specificity, {low:.2f} and {high:.2f}",
-                low <= said["accuracy"] <= high,
-            ),
-            (
-                ALAM,
-                f"{what}: sensitivity and recall are one quantity, given as {said['sensitivity']:.2f} and {said['recall']:.2f}",
-                said["sensitivity"] == said["recall"],
-            ),
-        ]
-        for quantity, value in {
-            "accuracy": (tp + tn) / n,
-            "sensitivity": tp / (tp + fn),
-            "specificity": tn / (tn + fp),
-            "precision": tp / (tp + fp),
-        }.items():
-            found.append(
-                (
-                    ALAM,
-                    f"{what}: {quantity} is {said[quantity]:.2f} in the text and {value:.3f} by the matrix",
-                    abs(said[quantity] - value) < 0.005,
-                )
-            )
-    whole = sum(totals[ALAM].values())
-    said = SAID[ALAM]
-    found.append((ALAM, f"the split holds {whole:,} images, the text says {said:,}", whole == said))
+        for (name, held), size in zip(matrices.items(), sizes, strict=True)
+    ]
+    for what, said in published.items():
+        rounded, coarser = (_metrics_agree(said, test, width) for width in (ROUNDED, COARSER))
+        for (sentence, agrees), (_, explained) in zip(rounded, coarser, strict=True):
+            if not agrees:
+                sentence += f"; five points would {'explain it' if explained else 'not explain it either'}"
+            found.append((f"{what}: {sentence}", agrees))
+    whole = sum(map(sum, PUBLISHED_SPLITS[ALAM].values()))
+    found.append((f"the split holds {whole:,} images, the text says {SAID[ALAM]:,}", whole == SAID[ALAM]))
     return found
+
+
+def _metrics_of(what):
+    return {
+        quantity: value for paper, _, tested, quantity, value in CLAIMS if (paper, tested) == (ALAM, what)
+    }
+
+
+def _metrics_agree(said, test, width):
+    """Whether one model's published values allow each other: (sentence, whether they agree) for each pair that is bound together.
+
+    said: {quantity: value}; test: images of each class in the test set; width: how far each quantity may be from its value.
+    """
+    tp, tn, fp, fn = (said[cell] for cell in ("tp", "tn", "fp", "fn"))
+    near = {quantity: (said[quantity] - most, said[quantity] + most) for quantity, most in width.items()}
+    by_matrix = {
+        "accuracy": (tp + tn) / (tp + tn + fp + fn),
+        "sensitivity": tp / (tp + fn),
+        "specificity": tn / (tn + fp),
+        "precision": tp / (tp + fp),
+        "recall": tp / (tp + fn),
+    }
+    if said["recall"] == said["sensitivity"]:  # the same sentence twice
+        del by_matrix["recall"]
+    found = [
+        (
+            f"{quantity} is given as {said[quantity]:.2f}, the matrix has {value:.3f}",
+            _meet(near[quantity], (value, value)),
+        )
+        for quantity, value in by_matrix.items()
+    ]
+    rates = "sensitivity", "specificity"
+    low, high = (extreme(said[rate] for rate in rates) for extreme in (min, max))
+
+    def precision(sensitivity, specificity):
+        right = sensitivity * test["malignant"]
+        return right / (right + (1 - specificity) * test["benign"])
+
+    implied = tuple(precision(*ends) for ends in zip(*(near[rate] for rate in rates), strict=True))
+    return [
+        *found,
+        (
+            f"accuracy is given as {said['accuracy']:.2f}; it must lie between sensitivity and specificity, {low:.2f} and {high:.2f}",
+            _meet(
+                near["accuracy"], (min(near[rate][0] for rate in rates), max(near[rate][1] for rate in rates))
+            ),
+        ),
+        (
+            f"sensitivity and recall are one quantity, given as {said['sensitivity']:.2f} and {said['recall']:.2f}",
+            _meet(near["sensitivity"], near["recall"]),
+        ),
+        (
+            f"precision is given as {said['precision']:.2f}; sensitivity, specificity and the test set's {test['benign']} benign and "
+            f"{test['malignant']} malignant images imply {precision(*(said[rate] for rate in rates)):.3f}",
+            _meet(near["precision"], implied),
+        ),
+    ]
+
+
+def _meet(one, two):
+    """Whether two ranges (low, high) have a value in common, their ends included."""
+    return max(one[0], two[0]) <= min(one[1], two[1]) + 1e-9
 
 
 def nearest_epsilon(predictions, paper):
@@ -274,10 +388,11 @@ def nearest_epsilon(predictions, paper):
     )
 
 
-def deviations(paper, parameters, images=None):
+def deviations(paper, parameters, images=None, epsilon=None):
     """How a run differs from a paper's recipe, and what was chosen where the paper is silent: sentences.
 
-    parameters: the run's; images: how many it stands on.
+    parameters: the run's; images: how many it stands on; epsilon: the one (a fraction) that stands for the paper's, None where
+    none was chosen.
     """
     said = []
     theirs = sum(map(sum, PUBLISHED_SPLITS[paper].values()))
@@ -289,11 +404,44 @@ def deviations(paper, parameters, images=None):
             continue
         used = parameters[name]
         if not _is_asked(name, used, asked):
-            said.append(f"{name} {_words(used)} instead of {_words(asked)}")
+            inferred = ", which is inferred" if paper == LI and name in INFERRED else ""
+            said.append(f"{name} {_words(used)} instead of {_words(asked)}{inferred}")
+    said += _depending_on(paper, parameters, epsilon)
     chest = str(parameters.get("pretrained", "")).startswith("densenet121")
     for text, names in OPEN[paper] + [CHEST_WEIGHTS] * chest:
         values = [f"{name} {_words(parameters[name], 'none')}" for name in names if name in parameters]
         said.append(f"{text} ({', '.join(values)})" if values else text)
+    return said
+
+
+def _depending_on(paper, parameters, epsilon):
+    """The deviations that a run has or has not, by its parameters."""
+    said, size = [], parameters.get("image_size")
+    if size != decoding.FIELD_OF_VIEW[1]:
+        theirs = (
+            'their text says "cropped to 224 x 224 x 3"'
+            if paper == LI
+            else "how theirs become square is not given"
+        )
+        said.append(
+            f"images are resized to a height of {size or 'image_size'} pixels before squares are cut from them, so that nothing is squeezed "
+            f"(random squares in training, the middle one in tests); {theirs}"
+        )
+    drawn = parameters.get("noise_drawn", "anew")
+    if paper == LI and drawn != "once":
+        said.append(
+            'noise is drawn anew for every batch, as noise in training most often is, although their text ("before training the model", '
+            '"at the beginning of the training phase") points to noise drawn once, which noise_drawn once gives'
+        )
+    if paper == LI:
+        clipped = "they are not" if drawn == "anew_unclipped" else "they are, so that images stay images"
+        said.append(f"whether noisy images are clipped to the range of pixel values is not given: {clipped}")
+    merged = parameters.get("train_epsilon")
+    if paper == ALAM and epsilon is not None and merged is not None and not np.isclose(merged / 255, epsilon):
+        said.append(
+            f"the merged images are made at {wording.format_epsilon(merged / 255)}, the models attacked at "
+            f"{wording.format_epsilon(epsilon)}, as chosen on validation images; the paper gives neither epsilon"
+        )
     return said
 
 
@@ -334,8 +482,9 @@ def records(predictions, split, parameters):
                 found.append(_counted(paper, f"{label} images, {side}", published, measured))
         if paper in SAID:
             found.append(_counted(paper, "images", SAID[paper], int(ours.sum()) if len(ours) else None))
+    nearest = {paper: nearest_epsilon(predictions, paper) for paper in PUBLISHED_SPLITS}
     for paper, table, what, quantity, published in CLAIMS:
-        chosen = nearest_epsilon(predictions, paper)
+        chosen = nearest[paper]
         for model, attack in CONDITIONS[paper][what]:
             record = _record(paper, table, f"{what}: {quantity}", TESTED[attack], published)
             rows = predictions[
@@ -360,7 +509,10 @@ def records(predictions, split, parameters):
                 found.append(record | {"reason": f"the run has no {model} under {attack}"})
             else:
                 found.append(record | measure(rows, quantity))
-    said = {paper: deviations(paper, parameters, int(counts.max())) for paper in PUBLISHED_SPLITS}
+    said = {
+        paper: deviations(paper, parameters, int(counts.max()), chosen and chosen[0])
+        for paper, chosen in nearest.items()
+    }
     return [record | {"deviations": said[record["paper"]]} for record in found]
 
 

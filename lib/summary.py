@@ -632,10 +632,10 @@ def _papers(records):
         lines += ["", f"What differs from {paper}, and what they leave open:", ""]
         lines += [f"- {each}" for each in own[0]["deviations"]]
     for words, wanted in (
-        ("Where the published numbers contradict each other, by computation", False),
-        ("Where they agree, and what they depend on", True),
+        (f"Where the published numbers contradict each other, by computation. {papers.ROUNDING}", False),
+        ("Where they agree, and what they depend on:", True),
     ):
-        lines += ["", f"{words}:", ""]
+        lines += ["", words, ""]
         lines += [
             f"- {paper}: {said}." for paper, said, agrees in papers.contradictions() if agrees == wanted
         ]

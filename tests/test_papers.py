@@ -80,14 +80,101 @@ def test_only_what_differs_is_a_deviation():
     assert said(papers.ALAM, n=338) == ["338 images instead of 7,909"] and said(papers.LI, n=1547) == []
 
 
-def test_contradictions_are_computed():
-    found = {sentence: agrees for _, sentence, agrees in papers.contradictions()}
-    assert found["original model: Tables 2 and 3 imply 64 of 65 benign test images right"]
-    assert not found["model A: accuracy 0.96 must lie between sensitivity and specificity, 0.90 and 0.90"]
-    assert not found["model B: sensitivity and recall are one quantity, given as 0.70 and 0.65"]
-    assert not found["model A under FGSM: accuracy is 0.25 in the text and 0.375 by the matrix"]
-    assert found["model B: precision is 0.60 in the text and 0.600 by the matrix"]
-    assert not found["model A: the matrix holds 1000 images, the test set 792"]
+def test_a_run_says_how_it_departs_from_what_the_papers_did():
+    """What depends on a parameter is said only where it holds, and noise drawn anew is no open choice: their text says before."""
+
+    def said(paper, epsilon=None, **changes):
+        recipe = papers.RECIPES[paper] | {"pretrained": "densenet121-res224-all"} | changes
+        return "\n".join(papers.deviations(paper, recipe, epsilon=epsilon))
+
+    resized = "images are resized to a height of 96 pixels before squares are cut"
+    assert resized in said(papers.LI, image_size=96) and resized in said(papers.ALAM, image_size=96)
+    assert "are resized to a height" not in said(papers.LI, image_size=460), "the height as published"
+    assert "points to noise drawn once" in said(papers.LI, noise_drawn="anew")
+    assert "points to noise drawn once" in said(papers.LI, noise_drawn="anew_unclipped")
+    assert "points to noise drawn once" not in said(papers.LI, noise_drawn="once")
+    assert "once or anew" not in said(papers.LI) and "noise" not in said(papers.ALAM)
+    assert "they are, so that images stay images" in said(papers.LI, noise_drawn="once")
+    assert "pixel values is not given: they are not" in said(papers.LI, noise_drawn="anew_unclipped")
+    merged = "the merged images are made at 4/255, the models attacked at 8/255"
+    assert merged in said(papers.ALAM, 8 / 255, train_epsilon=4)
+    assert "merged images are made at 4/255" not in said(papers.ALAM, 4 / 255, train_epsilon=4)
+    assert "merged images are made at 4/255" not in said(papers.ALAM, None, train_epsilon=4)
+    assert "to tell authentic from manipulated images" in said(papers.ALAM) and "authentic" not in said(
+        papers.LI
+    )
+    for paper in (papers.LI, papers.ALAM):
+        assert "least loss on clean validation images" in said(paper) and "stored at another size" in said(
+            paper
+        )
+
+
+def test_the_selection_of_li_and_liu_is_inferred_from_its_counts():
+    """By the published counts no other whole subtypes at common magnifications have 644 benign and 903 malignant images."""
+    assert papers.selections(644, 903) == [((100,), ("A", "F", "PT", "TA"), ("DC",))]
+    assert papers.selections(644, 904) == []
+    assert ((40, 100, 200, 400), ("A", "F", "PT", "TA"), ("DC", "LC", "MC", "PC")) in papers.selections(
+        2480, 5429
+    )
+    said = [sentence for paper, sentence, agrees in papers.contradictions() if paper == papers.LI and agrees]
+    (sentence,) = (each for each in said if "magnification" in each)
+    assert "113 + 260 + 121 + 150 images of A, F, PT, TA against 903 images of DC at 100X" in sentence
+    assert "only 1 of 3,375 choices" in sentence and "inference" in sentence
+    run = papers.RECIPES[papers.LI] | {"pretrained": "densenet121-res224-all", "magnifications": [200]}
+    assert "magnifications 200 instead of 100, which is inferred" in papers.deviations(papers.LI, run)
+
+
+# By hand, from the published values: whether they agree when rounded to five points (accuracy to one), and within five points.
+BY_HAND = {
+    "model A: accuracy is given as 0.96, the matrix has 0.920": (False, True),
+    "model A: sensitivity is given as 0.90, the matrix has 0.938": (False, True),
+    "model A: specificity is given as 0.90, the matrix has 0.904": (True, True),
+    "model A: precision is given as 0.85, the matrix has 0.900": (False, True),
+    "model A: accuracy is given as 0.96; it must lie between": (False, True),
+    "model A: sensitivity and recall are one quantity, given as 0.90 and 0.90": (True, True),
+    "model A: precision is given as 0.85; sensitivity, specificity": (False, False),  # 0.952, at least 0.926
+    "model A under FGSM: accuracy is given as 0.25, the matrix has 0.375": (False, False),
+    "model A under FGSM: sensitivity is given as 0.30, the matrix has 0.333": (False, True),
+    "model A under FGSM: specificity is given as 0.25, the matrix has 0.400": (False, False),
+    "model A under FGSM: precision is given as 0.15, the matrix has 0.250": (False, False),
+    "model A under FGSM: accuracy is given as 0.25; it must lie between": (True, True),
+    "model A under FGSM: sensitivity and recall are one quantity, given as 0.30 and 0.30": (True, True),
+    "model A under FGSM: precision is given as 0.15; sensitivity, specificity": (False, False),  # 0.467
+    "model B: accuracy is given as 0.75, the matrix has 0.700": (False, True),
+    "model B: sensitivity is given as 0.70, the matrix has 0.750": (False, True),
+    "model B: specificity is given as 0.70, the matrix has 0.667": (False, True),
+    "model B: precision is given as 0.60, the matrix has 0.600": (True, True),
+    "model B: recall is given as 0.65, the matrix has 0.750": (False, False),
+    "model B: accuracy is given as 0.75; it must lie between": (False, True),
+    "model B: sensitivity and recall are one quantity, given as 0.70 and 0.65": (True, True),
+    "model B: precision is given as 0.60; sensitivity, specificity": (False, False),  # 0.837
+}
+
+
+def test_contradictions_are_what_rounding_does_not_explain():
+    found = {sentence: agrees for paper, sentence, agrees in papers.contradictions() if paper == papers.ALAM}
+    of_metrics = [sentence for sentence in found if sentence.startswith("model")]
+    assert len(of_metrics) == len(BY_HAND)
+    for start, (agrees, explained) in BY_HAND.items():
+        (sentence,) = (each for each in of_metrics if each.startswith(start))
+        assert found[sentence] == agrees, sentence
+        assert sentence.endswith("five points would explain it") == (explained and not agrees), sentence
+        assert sentence.endswith("five points would not explain it either") == (not explained), sentence
+    models = "the matrices of model A, model A under FGSM, model B hold"
+    assert not found[f"{models} 1,000, 1,000, 1,000 images; all are of one test set, which has 792"]
+    assert not found[f"{models} 480, 375, 400 malignant images; all are of one test set, which has 544"]
+    assert not found[f"{models} 520, 625, 600 benign images; all are of one test set, which has 248"]
+    assert not found["the split holds 7,909 images, the text says 7,902"]
+    assert sum("imply 0.952" in sentence for sentence in of_metrics) == 1
+
+
+def test_li_and_lius_clean_numbers_show_no_lean():
+    found = {sentence: agrees for paper, sentence, agrees in papers.contradictions() if paper == papers.LI}
+    assert all(found.values())
+    right = "benign and {} of 91 malignant test images right when clean"
+    assert f"original model: Tables 2 and 3 imply 64 of 65 {right.format(90)}" in found
+    assert f"trained with noise: Tables 2 and 3 imply 65 of 65 {right.format(88)}" in found
+    assert any("under FGSM is not published" in sentence for sentence in found)
 
 
 def test_the_nearest_epsilon_is_chosen_on_validation_images_alone(split):
