@@ -162,7 +162,10 @@ def merge_fgsm(model, side, epsilon, batch_size=16):
 
 
 def add_gaussian_noise(sigma, clipped=True):
-    """A hook that adds fresh Gaussian noise to every training image (Li & Liu 2023, section 3.2), clipped to [0, 1] or not.
+    """A hook that adds fresh Gaussian noise to every training image in every batch, clipped to [0, 1] or not.
+
+    The defense of Li & Liu (2023, section 3.3), but for one thing: their text says "before training the model", which points to
+    noise that is drawn once (`store_gaussian_noise`). They give neither sigma nor whether the result is clipped.
 
     sigma: standard deviation in pixel values of [0, 1].
     """
@@ -175,7 +178,10 @@ def add_gaussian_noise(sigma, clipped=True):
 
 
 def store_gaussian_noise(side, sigma, seed=0):
-    """The images of `side` with Gaussian noise drawn once, before any augmentation, in 8 bits as a data set on disk would be."""
+    """The images of `side` with Gaussian noise drawn once, before training and any augmentation, as Li & Liu's text suggests.
+
+    sigma: standard deviation in pixel values of [0, 1]. The noisy images are clipped and have 8 bits, as files would.
+    """
     draws = np.random.default_rng(seed)
 
     def add(image):
@@ -188,7 +194,8 @@ def store_gaussian_noise(side, sigma, seed=0):
 def noisy_training(side, sigma, drawn, seed=0):
     """What a model trained with Gaussian noise is trained on, as (side, hook of `train`).
 
-    drawn: "anew" in each batch, after augmentation, and clipped to [0, 1]; "anew_unclipped"; or "once" (`store_gaussian_noise`).
+    drawn: "anew" in each batch, after augmentation, and clipped to [0, 1]; "anew_unclipped"; or "once", before training, which is
+    how Li & Liu's text reads (`store_gaussian_noise`).
     """
     if drawn == "once":
         return store_gaussian_noise(side, sigma, seed), None
