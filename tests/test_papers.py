@@ -1,9 +1,13 @@
+import json
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from sklearn.metrics import precision_score, recall_score
 
-from lib import evaluation, papers, profiles, splits
+from lib import evaluation, papers, profiles, runs, splits
 
 PARAMETERS = {
     "split_by": "image",
@@ -247,3 +251,56 @@ def test_measured_quantities_are_those_of_scikit_learn(split):
             assert found["low"] <= found["measured"] <= found["high"]
     never = rows.assign(margin=-1.0)
     assert papers.measure(never, "precision") == {"n": 0, "reason": "no image to count"}
+
+
+def text_of(name):
+    """A page as one line, so that a sentence is found however it is wrapped."""
+    return re.sub(r"\s+", " ", (runs.ROOT / name).read_text("utf-8"))
+
+
+def by_class(report, model, attack="none", epsilon=0.0):
+    """Sensitivity and specificity as pages say them, "0.77 and 0.72", from a committed report."""
+    recorded = json.loads((runs.ROOT / "reports" / report / "results.json").read_text("utf-8"))
+    (row,) = (
+        row
+        for row in recorded["metrics"]
+        if (row["model"], row["attack"], row["subset"]) == (model, attack, "all")
+        and row["split_by"] == recorded["parameters"]["split_by"]
+        and row["source_model"] in evaluation.SOURCES
+        and abs(row["epsilon"] - epsilon) < 1e-4
+    )
+    return f"{row['sensitivity']:.2f} and {row['specificity']:.2f}"
+
+
+def test_the_lean_is_told_as_this_studys_with_the_numbers_of_its_reports():
+    readme, said = text_of("README.md"), text_of("reports/README.md")
+    assert "The lean is a finding of this study and not of theirs" in readme
+    for model in ("baseline", "gaussian_noise"):
+        assert (
+            by_class("breakhis_folds_short", model).split()[-1]
+            in readme.split("**Noise in training**")[1][:300]
+        )
+    folds, sample = "breakhis_folds", "li2023_sample"
+    assert (
+        f"on clean images: sensitivity and specificity are {by_class(folds, 'gaussian_noise_0.05')}" in said
+    )
+    assert (
+        f"(sigma 0.1: {by_class(folds, 'gaussian_noise')}; baseline: {by_class(folds, 'baseline')})" in said
+    )
+    worst = [by_class(folds, name, "worst_case", 4 / 255) for name in ("gaussian_noise_0.05", "baseline")]
+    assert "In the worst case they are {} (baseline: {})".format(*worst) in said
+    smaller = [by_class(sample, f"gaussian_noise{end}") for end in ("_0.05", "_0.02", "")]
+    assert "are {} at sigma 0.05, {} at 0.02, but {} at 0.1".format(*smaller) in said
+
+
+def test_both_papers_and_both_surveys_are_cited():
+    references = yaml.safe_load((runs.ROOT / "CITATION.cff").read_text("utf-8"))["references"]
+    titles, readme = [each["title"] for each in references], text_of("README.md")
+    for title in (
+        "Adversarial Attack and Defense in Breast Cancer Deep Learning Systems",
+        "Model Fooling Attacks Against Medical Imaging: A Short Survey",
+        "Securing the Diagnosis of Medical Imaging: An In-depth Analysis of AI-Resistant Attacks",
+    ):
+        assert title in titles and title in readme
+    people = [{person.get("family-names") for person in each["authors"]} for each in references]
+    assert {"Alam", "Raim", "Saifee", "Santo"} in people and "Alam, Raim, Saifee and Santo" in readme
