@@ -164,7 +164,7 @@ def merge_fgsm(model, side, epsilon, batch_size=16):
 def add_gaussian_noise(sigma, clipped=True):
     """A hook that adds fresh Gaussian noise to every training image in every batch, clipped to [0, 1] or not.
 
-    The defense of Li & Liu (2023, section 3.3), but for one thing: their text says "before training the model", which points to
+    The defense of Li & Liu (2023, section 3.3) with one difference: their text says "before training the model", which points to
     noise that is drawn once (`store_gaussian_noise`). They give neither sigma nor whether the result is clipped.
 
     sigma: standard deviation in pixel values of [0, 1].

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from sklearn.metrics import precision_score, recall_score
 
-from lib import evaluation, papers, profiles, runs, splits
+from lib import evaluation, papers, profiles, runs, splits, training
 
 PARAMETERS = {
     "split_by": "image",
@@ -291,6 +291,22 @@ def test_the_lean_is_told_as_this_studys_with_the_numbers_of_its_reports():
     assert "In the worst case they are {} (baseline: {})".format(*worst) in said
     smaller = [by_class(sample, f"gaussian_noise{end}") for end in ("_0.05", "_0.02", "")]
     assert "are {} at sigma 0.05, {} at 0.02, but {} at 0.1".format(*smaller) in said
+
+
+def test_what_is_inferred_or_departs_from_a_paper_is_called_so_on_every_page():
+    notebook = text_of("notebooks/04_gaussian_noise_defense.ipynb")
+    for page in (
+        text_of("README.md"),
+        text_of("reports/README.md"),
+        notebook,
+        training.add_gaussian_noise.__doc__,
+    ):
+        assert re.search(r"points to (noise (that is )?drawn )?once", re.sub(r"\s+", " ", page))
+    assert "section 3.3" in training.add_gaussian_noise.__doc__ and "section 3.3" in notebook
+    for page in ("README.md", "reports/README.md", "notebooks/profiles/li2023.yaml"):
+        assert re.search(r"[Ii]nferred|inference", text_of(page))
+    for page in ("README.md", "reports/README.md", "notebooks/profiles/alam2023.yaml"):
+        assert re.search("manipulated (images )?from authentic|authentic from manipulated", text_of(page))
 
 
 def test_both_papers_and_both_surveys_are_cited():
