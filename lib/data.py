@@ -2,10 +2,12 @@
 
 A table has one row per image; everything about an image is read from its file name
 (Spanhol et al. 2016): SOB_B_TA-14-4659-40-001.png is biopsy procedure, class, subtype, year, slide, magnification, number.
-Images of another source stand in a list beside them, images.csv.
+Images of another source are listed in images.csv (`image_list`).
 """
 
 import hashlib
+import mimetypes
+import os
 import re
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from lib import runs
+from lib import files, image_list, runs
+from lib.image_list import LIST
 
 DATABASE = "BreaKHis"  # as a run on its images is called
 CLASSES = ("benign", "malignant")
@@ -28,11 +31,9 @@ SUBTYPES = {
     "PC": "papillary_carcinoma",
 }
 MAGNIFICATIONS = (40, 100, 200, 400)
-LIST = "images.csv"  # what is known about images that are not named as BreaKHis names them
-LISTED = ("path", "label", "case", "magnification")
 FILE_NAME = re.compile(
     r"SOB_(?P<letter>[BM])_(?P<subtype>A|F|PT|TA|DC|LC|MC|PC)-(?P<year>\d+)-(?P<slide>\d+)(?P<part>[A-Z]*)"
-    r"-(?P<magnification>40|100|200|400)-(?P<number>\d+)\.png"
+    r"-(?P<magnification>40|100|200|400)-(?P<number>\d+)\.(?i:png)"
 )
 
 
@@ -52,7 +53,7 @@ def parse_name(name):
         raise ValueError(f"{name!r} contradicts itself: {SUBTYPES[match['subtype']]} is not {label}.")
     case = f"{match['year']}-{match['slide']}"
     return {
-        "image": name,
+        "image": name[:-4] + ".png",
         "label": label,
         "subtype": match["subtype"],
         "patient": case + match["part"],
@@ -64,16 +65,18 @@ def parse_name(name):
 def index_images(root, skip_bad_files=False):
     """One row per image below `root` (BreaKHis_v1, its parent, or any folder that holds such files), sorted by name.
 
-    With a file `images.csv` in the folder, the images are those of its rows: path (from the folder), label (benign or malignant),
-    case, magnification and, if there, subtype.
-    Columns: image, path, label, subtype, patient, case, magnification, sha256 (of the file's bytes).
-    Raises FileNotFoundError without images, ValueError for a name that breaks the pattern, a row that cannot be meant, or an image
-    that is there twice; with `skip_bad_files` bad files and rows are left out, and said.
+    With a file `images.csv` in the folder, the images are those of its rows (`image_list.read`). Columns: image, path, label,
+    subtype, patient, case, magnification, sha256 (of the file's bytes, and of the page where the list names one) and, where the
+    list has it, page. What systems leave in folders is skipped; what else is left out is said.
+    Raises FileNotFoundError without images; ValueError for a name that breaks the pattern, a row that cannot be meant, an image that
+    is there twice, cases that may be one, and in a list one image under two cases or labels. With `skip_bad_files` bad files and
+    rows are left out, and said.
     """
-    root = Path(root).expanduser()
-    if not root.is_dir():
+    root = Path(os.path.abspath(Path(root).expanduser()))
+    if not os.path.isdir(root):
         raise FileNotFoundError(f"{root} is not a folder: give the folder that holds BreaKHis_v1.")
-    rows, bad = _listed(root) if is_listed(root) else _named(root)
+    listed = is_listed(root)
+    rows, bad = image_list.read(root, CLASSES) if listed else _named(root)
     if bad:
         refuse(bad, "bad", skip_bad_files)
     if not rows:
@@ -81,97 +84,148 @@ def index_images(root, skip_bad_files=False):
             f"No BreaKHis images under {root}: expected .../SOB_B_A-14-22549AB-100-001.png. Give the folder that holds BreaKHis_v1 "
             f"(linked folders below it are not looked into), or list your own images in {root / LIST}."
         )
+    if listed:
+        image_list.unify(rows)
+    _say_left_out(root, rows)
     index = pd.DataFrame(rows).sort_values("image", ignore_index=True)
     twice = index["image"][index["image"].duplicated()].unique()
     if len(twice):
         raise ValueError(
             f"{len(twice)} images are there twice under {root} ({', '.join(twice[:3])}): give a folder that holds one copy."
         )
-    index["sha256"] = [
-        hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        for path in tqdm(index["path"], desc="reading", unit="image", delay=10)
-    ]
+    index = _with_hashes(index, skip_bad_files)
+    if listed:
+        _check_slides(index)
+    _check_contents(index, listed)
     return index
 
 
 def is_listed(root):
     """Whether a folder holds other images than BreaKHis's, listed in images.csv."""
-    return (Path(root).expanduser() / LIST).is_file()
+    return os.path.isfile(Path(root).expanduser() / LIST)
 
 
 def _named(root):
-    """The images of a folder by their names: rows, and what is wrong with the others."""
-    rows, bad = [], []
-    for path in sorted(root.rglob("*.png")):
+    """The images of a folder by their names: rows, and what is wrong with the others.
+
+    Raises ValueError where some are there only as copies in another format.
+    """
+    rows, bad, copies = [], [], {}
+    for path in files.below(root):
+        if path.suffix.lower() == ".png":
+            try:
+                rows.append(parse_name(path.name) | {"path": str(path)})
+                if not path.is_file():
+                    raise ValueError(
+                        f"{rows.pop()['path']} is a link that leads nowhere: replace or remove it."
+                    )
+            except ValueError as error:
+                bad.append(str(error))
+        elif _is_picture(path) and FILE_NAME.fullmatch(f"{path.stem}.png"):
+            copies[f"{path.stem}.png"] = path
+    only = sorted(set(copies) - {row["image"] for row in rows})
+    if only:
+        raise ValueError(
+            f"{len(only)} images of BreaKHis under {root} are there only as copies in another format, such as {copies[only[0]].name}; "
+            f"{len(rows)} are there as .png. Take the published .png files, convert the copies to .png under the same names, or list "
+            f"all images in {root / LIST}."
+        )
+    return rows, bad
+
+
+def _is_picture(path):
+    return (mimetypes.guess_type(path.name)[0] or "").startswith("image/")
+
+
+def _say_left_out(root, rows):
+    """Say how many pictures of a folder are none of these rows, by their endings."""
+    taken = {os.path.realpath(row["path"]) for row in rows}
+    left = [path for path in files.below(root) if _is_picture(path) and os.path.realpath(path) not in taken]
+    if left:
+        endings = pd.Series([path.suffix.lower() for path in left]).value_counts()
+        told = ", ".join(f"{count} {ending}" for ending, count in endings.items())
+        tqdm.write(f"{root}: {len(left)} other pictures are left out ({told}), such as {left[0].name}")
+
+
+def _with_hashes(index, skip_bad_files):
+    """The index with sha256: of each file's bytes, and of the page where one is named."""
+    hashes, unreadable = [], []
+    for path in tqdm(index["path"], desc="reading", unit="image", delay=10):
         try:
-            rows.append(parse_name(path.name) | {"path": str(path.resolve())})
-        except ValueError as error:
-            bad.append(str(error))
-    return rows, bad
+            hashes.append(runs.file_hash(path))
+        except OSError as error:
+            hashes.append(None)
+            unreadable.append(f"{path} cannot be read ({error.strerror})")
+    if unreadable:
+        refuse(unreadable, "unreadable", skip_bad_files)
+    index = index.assign(sha256=hashes).dropna(subset="sha256").reset_index(drop=True)
+    if "page" in index:
+        index["sha256"] = [
+            hashlib.sha256(f"page {page} of {sha256}".encode()).hexdigest() if page else sha256
+            for page, sha256 in zip(index["page"], index["sha256"], strict=True)
+        ]
+    return index
 
 
-def _listed(root):
-    """The images of a folder by its list: rows, and what is wrong with the others."""
-    try:
-        listed = pd.read_csv(
-            root / LIST, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"
-        )
-    except ValueError as error:  # pandas' own errors and those of the encoding are such
+def _check_slides(index):
+    """Raises ValueError where a list gives images of one slide of BreaKHis to several cases."""
+    names = index["path"].map(lambda path: FILE_NAME.fullmatch(Path(path).name))
+    slides = names.map(lambda match: f"{match['year']}-{match['slide']}" if match else None)
+    for slide, cases in index.groupby(slides)["case"].unique().items():
+        if len(cases) > 1:
+            raise ValueError(
+                f"{LIST}: images of BreaKHis's slide {slide} are listed under {len(cases)} cases ({', '.join(cases[:4])}): give them one, "
+                "or the split leaks."
+            )
+
+
+def _check_contents(index, listed):
+    """Several files with the same content: refused under two cases or labels of a list, otherwise said.
+
+    BreaKHis itself has some; what its file names say cannot be corrected.
+    """
+    same = [rows for _, rows in index[index["sha256"].duplicated(keep=False)].groupby("sha256", sort=False)]
+    clash = [rows for rows in same if len(rows[["case", "label"]].drop_duplicates()) > 1]
+    if listed and clash:
         raise ValueError(
-            f"{root / LIST} is not a table in UTF-8 with commas between the cells: {error}"
-        ) from error
-    if not isinstance(listed.index, pd.RangeIndex):
-        raise ValueError(f"{root / LIST}: a line has more cells than the first, which names the columns.")
-    if listed.empty:
-        raise ValueError(f"{root / LIST} lists no image.")
-    listed = listed.fillna("").rename(columns=str.strip).apply(lambda column: column.str.strip())
-    if lacks := [name for name in LISTED if name not in listed]:
-        raise ValueError(
-            f"{root / LIST} lacks the columns {', '.join(lacks)}: its first line must name {','.join(LISTED)}, with commas between."
+            f"{len(clash)} images are in {LIST} under two cases or two labels, each in several files with the same content:\n"
+            f"{_lines(map(_told, clash))}\nGive each one case and one label, or take out the rows that are wrong: in two cases an image "
+            "can lie on both sides of a split."
         )
-    rows, bad, lines = [], [], {}
-    for line, row in enumerate(listed.to_dict("records"), 2):
-        if not any(row.values()):
-            continue
-        path = (root / row["path"]).resolve()
-        problem = _problem(row, path, root)
-        if not problem and path in lines:
-            problem = f"{row['path']} stands in line {lines[path]} already"
-        if problem:
-            bad.append(f"line {line} of {LIST}: {problem}")
-            continue
-        lines[path] = line
-        known = {name: row[name] for name in ("label", "case")}
-        known |= {"magnification": int(float(row["magnification"])), "subtype": row.get("subtype", "")}
-        rows.append(known | {"image": row["path"], "patient": row["case"], "path": str(path)})
-    return rows, bad
+    if same:
+        tqdm.write(
+            f"{len(same)} images are there under several names, with the same content:\n{_lines(map(_told, same))}"
+        )
 
 
-def _problem(row, path, root):
-    """What is wrong with a row of a list, in words; None where nothing is."""
-    if row["label"] not in CLASSES:
-        return f"label {row['label']!r} is neither {' nor '.join(CLASSES)}"
-    if not row["case"]:
-        return "no case; images of one patient must share one, or the split leaks"
-    if not re.fullmatch(r"\d{1,6}(\.0*)?", row["magnification"]):
-        return f"magnification {row['magnification']!r} is no whole number, such as 100"
-    if not path.is_relative_to(root.resolve()):
-        return f"{path} lies outside of {root}, where a change of it would not be noticed"
-    if not path.is_file():
-        return f"no file {path}"
-    return None
+def say_alike(pairs, table):
+    """Say which images of different cases look alike. pairs: of `splits.near_duplicates`; table: with image, case and label."""
+    rows = table.set_index("image", drop=False)
+    across = [rows.loc[list(pair)] for pair in pairs if rows["case"][pair[0]] != rows["case"][pair[1]]]
+    if across:
+        tqdm.write(
+            f"{len(across)} pairs of images of different cases look alike. Compare them before you train: a picture that is there twice "
+            f"should have one case, or it can lie on both sides of the split.\n{_lines(map(_told, across))}"
+        )
+
+
+def _told(rows):
+    return " and ".join(f"{row.image} (case {row.case}, {row.label})" for row in rows.itertuples())
+
+
+def _lines(texts):
+    """The first ten texts, a line each."""
+    texts = list(texts)
+    return "\n".join([f"  {text}" for text in texts[:10]] + ["  ..."] * (len(texts) > 10))
 
 
 def refuse(messages, what, skip):
     """Raises ValueError with what is wrong with some files, or says it where they are to be left out."""
-    listed = "\n".join(f"  {message}" for message in messages[:10]) + (
-        "\n  ..." if len(messages) > 10 else ""
-    )
     if not skip:
         raise ValueError(
-            f"{len(messages)} {what} files:\n{listed}\nSet skip_bad_files to true to leave them out."
+            f"{len(messages)} {what} files:\n{_lines(messages)}\nMend what can be mended; skip_bad_files set to true leaves the others out."
         )
-    tqdm.write(f"left out {len(messages)} {what} files:\n{listed}")
+    tqdm.write(f"left out {len(messages)} {what} files:\n{_lines(messages)}")
 
 
 def fingerprint(index):
@@ -224,7 +278,7 @@ def load_split(path):
 
     Raises ValueError where that does not hold.
     """
-    text = dict.fromkeys(("image", "label", "subtype", "case", "patient"), str)
+    text = dict.fromkeys(("image", "label", "subtype", "case", "patient", "page"), str)
     table = pd.read_csv(path, dtype=text, keep_default_na=False)
     for (split_by, fold), rows in table.groupby(["split_by", "fold"]):
         if rows["image"].duplicated().any():

@@ -3,7 +3,8 @@
 `python -m lib.database` (or `make data`) puts it under data/; a copy that is already there is used as it is.
 """
 
-import gzip
+import errno
+import lzma
 import shutil
 import sys
 import tarfile
@@ -15,7 +16,7 @@ import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
 
-from lib import data, runs
+from lib import data, files, runs
 
 URL = "http://www.inf.ufpr.br/vri/databases/BreaKHis_v1.tar.gz"
 # Images at 40X, 100X, 200X and 400X of each subtype (Spanhol et al. 2016, Table 1).
@@ -35,6 +36,8 @@ NOTE = (
     "Oliveira, Petitjean, Heutte: A Dataset for Breast Cancer Histopathological Image Classification, IEEE Trans. Biomed. Eng. "
     "63(7), 2016, doi:10.1109/TBME.2015.2496264."
 )
+# What the system says of a name that is both a file and a folder, or too long.
+BAD_NAMES = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 FOLDS = ("fold1", "fold2", "fold3", "fold4", "fold5")
 
 
@@ -101,13 +104,18 @@ def _unpack(archive, done):
                 if not member.isfile() or not target.is_relative_to(done.resolve()):
                     continue  # folders are made below; a link, or a file beside, is nothing that the database holds
                 target = half / target.relative_to(done.resolve())
+                if files.left_by_system(target.relative_to(half)):
+                    continue
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with open(target, "wb") as file:
                     shutil.copyfileobj(tar.extractfile(member), file)
         if not half.is_dir():
             raise ValueError(f"it holds no folder {done.name}")
         half.rename(done)
-    except (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, ValueError) as error:
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, OSError) as error:
+        # A full disk, say, is not the archive's fault; what gzip and bz2 find wrong with it has no number.
+        if getattr(error, "errno", None) not in (None, *BAD_NAMES):
+            raise
         archive.unlink()
         raise ValueError(
             f"The archive is damaged or not BreaKHis ({error}): deleted, run again to download it anew."
@@ -132,7 +140,7 @@ def split_by_fold(root, index, selected, source=None, seed=0):
     rng = np.random.default_rng(seed)
     tables = []
     for fold, name in enumerate(FOLDS):
-        paths = sorted(Path(root).rglob(f"ds{name}.txt"))
+        paths = [path for path in files.below(root) if path.name == f"ds{name}.txt"]
         if not paths:
             raise FileNotFoundError(
                 f"No ds{name}.txt under {root}: the five folds are published beside the database (mkfold.tar.gz). Put its files there."

@@ -16,6 +16,7 @@ import pandas as pd
 from IPython.display import Markdown
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from lib import (
     data,
@@ -32,6 +33,7 @@ from lib import (
     wording,
 )
 from lib.answers import SEEDED, SHOWN, Answers, axis_of
+from lib.files import left_by_system
 
 CHUNK = 4  # stops answered at a time, so that the one that is waited for comes soon
 PAGE = 8  # thumbnails
@@ -69,6 +71,8 @@ def still_figure(networks, side, position, attack="fgsm"):
     right.set_title(f"P(malignant), answers at {axis.name(k)}", fontsize=10)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     right.spines[["top", "right"]].set_visible(False)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a $ in the name of a model is a $
     return figure
 
 
@@ -81,7 +85,11 @@ def own_images(files, network, image_size):
     """
     if isinstance(files, str | Path):
         folder = Path(files)
-        files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+        files = sorted(
+            path
+            for path in folder.glob("*")
+            if path.suffix.lower() in SUFFIXES and not left_by_system(path.name)
+        )
         if not files:
             raise ValueError(f"{folder} holds no image: files ending in {', '.join(SUFFIXES)} are read.")
     if not isinstance(files, dict):
@@ -92,6 +100,8 @@ def own_images(files, network, image_size):
             for name, content in files.items()
         ]
     )
+    contents = [io.BytesIO(each) if isinstance(each, bytes) else each for each in files.values()]
+    decoding.say_transparent(pd.DataFrame({"image": list(files), "path": contents}))
     malignant = evaluation.predict(network, loading.center_crop(pixels)) > 0
     table = pd.DataFrame({"image": list(files), "label": np.where(malignant, "malignant", "benign")})
     table = table.assign(case=OWN, subtype="", magnification=0, split=OWN, split_by=OWN, fold=0)

@@ -40,6 +40,7 @@ STYLE = {
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
     "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
+    "text.parse_math": False,  # a $ in the name of a case or a model is a $
 }
 CLASS_COLORS = {"benign": PALETTE[0], "malignant": PALETTE[1]}
 MODEL_COLORS = {

@@ -136,7 +136,10 @@ def load_pixels(table, image_size, skip_bad_files=False, cache=None):
                 stored.seek(len(known) * row_bytes)
                 listed.seek(len(known) * NAME_LENGTH)
                 listed.truncate()
-                decoded = pool.imap(lambda path: decode(path, image_size), missing["path"])
+                pages = missing.get("page", [""] * len(missing))
+                decoded = pool.imap(
+                    lambda of: decode(of[0], image_size, of[1]), zip(missing["path"], pages, strict=True)
+                )
                 for key in tqdm(missing["key"], desc=f"decoding at {image_size} px", unit="image"):
                     try:
                         image = next(decoded)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from lib import data, database, runs, synthetic
+from lib import data, database, image_list, runs, synthetic
 
 BREAKHIS = Path(os.environ.get("BREAKHIS_ROOT", runs.ROOT.parent / "shared" / "breakhis"))
 
@@ -91,7 +91,7 @@ def own(drawn, tmp_path):
         with Image.open(row.path) as image:
             image.crop((120, 0, 580, 460)).save(path)
         rows.append((f"slides/{path.name}", row.label, f"patient {number // 2}", 250))
-    pd.DataFrame(rows, columns=data.LISTED).to_csv(tmp_path / data.LIST, index=False)
+    pd.DataFrame(rows, columns=image_list.LISTED).to_csv(tmp_path / data.LIST, index=False)
     return tmp_path
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lib import data, decoding, loading, splits
+from lib import data, decoding, image_list, loading, splits
 
 
 def test_a_case_is_the_slide_number_without_its_letters():
@@ -55,6 +55,102 @@ def test_badly_named_files_are_named_and_left_out_only_when_asked(drawn, tmp_pat
     assert len(data.index_images(tree, skip_bad_files=True)) == 20
 
 
+def test_what_systems_leave_is_skipped_in_silence(drawn, tmp_path, capsys):
+    tree = shutil.copytree(drawn, tmp_path / "tree")
+    plain = data.index_images(tree)
+    name = plain["image"][0]
+    for left in (f"._{name}", ".DS_Store", "Thumbs.db", ".Trash-1000/files/old.png", "@eaDir/thumb.png"):
+        (tree / left).parent.mkdir(parents=True, exist_ok=True)
+        (tree / left).write_bytes(b"left by a system")
+    for folder in ("$RECYCLE.BIN", ".ipynb_checkpoints", "__MACOSX", "#recycle", ".Trashes"):
+        shutil.copytree(drawn / "BreaKHis_v1", tree / "BreaKHis_v1" / folder)
+    assert data.index_images(tree).equals(plain)
+    assert capsys.readouterr().out == ""
+
+
+def test_other_pictures_are_counted_in_one_line(drawn, tmp_path, capsys):
+    tree = shutil.copytree(drawn, tmp_path / "tree")
+    for name in ("a.jpg", "b.JPG", "c.tif", "notes.txt"):
+        (tree / name).touch()
+    assert len(data.index_images(tree)) == 20
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith("tree: 3 other pictures are left out (2 .jpg, 1 .tif), such as a.jpg")
+
+
+def test_capital_letters_in_an_ending_change_nothing(drawn, tmp_path):
+    tree = shutil.copytree(drawn, tmp_path / "tree")
+    for path in sorted(tree.rglob("*.png"))[:10]:
+        path.rename(path.with_suffix(".PNG"))
+    plain, index = data.index_images(drawn), data.index_images(tree)
+    assert list(index["image"]) == list(plain["image"]) and data.fingerprint(index) == data.fingerprint(plain)
+    for one, other in zip(plain["path"], index["path"], strict=True):
+        assert np.array_equal(decoding.decode(one, 32), decoding.decode(other, 32))
+
+
+def test_copies_of_the_database_in_another_format_are_not_left_out_without_a_word(drawn, tmp_path, capsys):
+    tree = shutil.copytree(drawn, tmp_path / "tree")
+    files = sorted(tree.rglob("*.png"))
+    for path in files[:3]:
+        path.with_suffix(".jpg").touch()
+    assert len(data.index_images(tree)) == 20, "with the published file beside it a copy is only counted"
+    assert "3 other pictures are left out (3 .jpg)" in capsys.readouterr().out
+    for path in files[:3]:
+        path.unlink()
+    with pytest.raises(
+        ValueError, match=r"3 images of BreaKHis .*\.jpg; 17 are there as \.png\. .*convert"
+    ) as raised:
+        data.index_images(tree)
+    assert "skip_bad_files" not in str(raised.value)
+
+
+def test_a_linked_image_is_what_its_visible_name_says(drawn, tmp_path):
+    """As datasets linked from a store that names files by their content."""
+    files = sorted(drawn.rglob("*.png"))
+    store, seen = tmp_path / "store", tmp_path / "seen"
+    for number, path in enumerate(files):
+        for folder in (store, seen):
+            folder.mkdir(exist_ok=True)
+        with Image.open(path) as image:  # small, as some copies are: to be stretched, not to be cut
+            image.resize((224, 224)).save(store / f"{number}.png")
+        (seen / path.name).symlink_to(store / f"{number}.png")
+    linked, copied = data.index_images(seen), data.index_images(shutil.copytree(seen, tmp_path / "copy"))
+    assert data.fingerprint(linked) == data.fingerprint(copied)
+    for one, other in zip(linked["path"], copied["path"], strict=True):
+        assert np.array_equal(decoding.decode(one, 96), decoding.decode(other, 96))
+
+
+def test_a_link_that_leads_nowhere_is_named(drawn, tmp_path):
+    tree = shutil.copytree(drawn, tmp_path / "tree")
+    (tree / "SOB_B_A-14-99999-100-001.png").symlink_to("nowhere")
+    (tree / "SOB_B_A-14-99999-100-002.png").symlink_to("SOB_B_A-14-99999-100-002.png")
+    with pytest.raises(ValueError, match=r"2 bad files:\n.*-001\.png is a link that leads nowhere"):
+        data.index_images(tree)
+    assert len(data.index_images(tree, skip_bad_files=True)) == 20
+
+
+def test_the_same_content_under_names_of_the_database_is_said(drawn, tmp_path, capsys):
+    tree = shutil.copytree(drawn, tmp_path / "tree")
+    one = data.index_images(tree).iloc[0]
+    shutil.copy(one["path"], tree / "SOB_B_A-14-99999-100-001.png")
+    assert len(data.index_images(tree)) == 21
+    said = capsys.readouterr().out
+    assert f"1 images are there under several names, with the same content:\n  {one['image']} (case" in said
+    assert "SOB_B_A-14-99999-100-001.png (case 14-99999, benign)" in said
+
+
+def test_images_of_several_cases_that_look_alike_are_named(drawn, tmp_path, capsys):
+    index = data.index_images(drawn).head(4)
+    pixels = np.stack([decoding.decode(path, 96) for path in index["path"]])
+    pixels[3] = pixels[0] // 2  # the same picture, darker
+    names = index["image"]
+    data.say_alike(splits.near_duplicates(pixels, index), index)
+    said = capsys.readouterr().out
+    assert said.startswith("1 pairs of images of different cases look alike. Compare them before you train")
+    assert f"\n  {names[0]} (case {index['case'][0]}, {index['label'][0]}) and {names[3]} (case" in said
+    data.say_alike(splits.near_duplicates(pixels, index), index.assign(case="one"))
+    assert capsys.readouterr().out == ""
+
+
 def test_one_image_in_two_places_is_refused(drawn, tmp_path):
     tree = shutil.copytree(drawn, tmp_path / "tree")
     shutil.copytree(drawn, tmp_path / "tree" / "copy")
@@ -94,7 +190,7 @@ def test_what_a_list_says_of_images_with_names_of_the_database_counts(drawn, tmp
     tree = shutil.copytree(drawn, tmp_path / "tree")
     known = data.index_images(tree)
     names = [str(Path(path).relative_to(tree)) for path in known["path"]]
-    listed = known.assign(path=names)[[*data.LISTED, "subtype"]]
+    listed = known.assign(path=names)[[*image_list.LISTED, "subtype"]]
     listed.to_csv(tree / data.LIST, index=False)
     one = data.fingerprint(data.index_images(tree))
     listed.assign(case="p" + listed["case"]).to_csv(tree / data.LIST, index=False)
@@ -112,31 +208,24 @@ def test_numbers_are_names_too(own, tmp_path):
     assert images.side("test").table["image"].str.startswith("10").all()
 
 
-def test_an_image_of_another_source_must_show_enough_and_be_rgb(tmp_path, monkeypatch):
-    path = tmp_path / "tile.png"
-    Image.new("RGB", (50, 50)).save(path)
-    with pytest.raises(ValueError, match=r"tile\.png is 50 x 50 pixels: at least 97 x 64 are needed"):
-        decoding.decode(path, 64)
-    Image.new("I;16", (400, 400)).save(path)
-    with pytest.raises(ValueError, match=r"tile\.png is not an RGB image \(its mode is I;16\): convert it"):
-        decoding.decode(path, 64)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match=r"tile\.png is a whole slide .*: cut fields of view from it first"):
-        decoding.decode(path, 64)
-
-
 @pytest.mark.parametrize(
     ("column", "value", "said"),
     [
         ("label", "Malignant?", "line 3 of images.csv: label 'Malignant\\?' is neither benign nor malignant"),
         ("path", "nowhere.jpg", "line 3 of images.csv: no file .*nowhere.jpg"),
-        ("magnification", "10x", "line 3 of images.csv: magnification '10x' is no whole number"),
+        ("magnification", "10-20", "line 3 of images.csv: magnification '10-20' is not a whole number"),
         ("case", "", "line 3 of images.csv: no case; images of one patient must share one"),
         ("path", "../cat.png", "line 3 of images.csv: .*cat.png lies outside of "),
-        ("path", "./slides/b0.jpg", "line 3 of images.csv: ./slides/b0.jpg stands in line 2 already"),
+        ("path", "./slides/b0.jpg", "line 3 of images.csv: ./slides/b0.jpg is already listed on line 2"),
+        ("path", "a\0b.png", r"line 3 of images.csv: no file 'a\\x00b.png' in "),
+        ("path", "x" * 300, "line 3 of images.csv: no file 'xxx"),
+        ("path", "loop.png", "line 3 of images.csv: loop.png is a link that leads nowhere"),
+        ("path", "loop.png/b0.jpg", "line 3 of images.csv: no file 'loop.png/b0.jpg'"),
+        ("path", "slides", "line 3 of images.csv: no file 'slides'"),
     ],
 )
 def test_a_row_that_cannot_be_meant_is_named_and_left_out_only_when_asked(own, column, value, said):
+    (own / "loop.png").symlink_to("loop.png")
     listed = pd.read_csv(own / data.LIST, dtype=str)
     listed.loc[1, column] = value
     listed.to_csv(own / data.LIST, index=False)
