@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,18 +82,24 @@ def drawn(tmp_path_factory):
     )
 
 
-@pytest.fixture
-def own(drawn, tmp_path):
-    """A folder of images named in another way, as square JPEG tiles, and their list."""
-    rows = []
+@pytest.fixture(scope="session")
+def own_once(drawn, tmp_path_factory):
+    """What `own` copies."""
+    folder, rows = tmp_path_factory.mktemp("own"), []
+    (folder / "slides").mkdir()
     for number, row in enumerate(data.index_images(drawn).itertuples()):
-        path = tmp_path / "slides" / f"{row.label[0]}{number}.jpg"
-        path.parent.mkdir(exist_ok=True)
+        path = folder / "slides" / f"{row.label[0]}{number}.jpg"
         with Image.open(row.path) as image:
             image.crop((120, 0, 580, 460)).save(path)
         rows.append((f"slides/{path.name}", row.label, f"patient {number // 2}", 250))
-    pd.DataFrame(rows, columns=image_list.LISTED).to_csv(tmp_path / data.LIST, index=False)
-    return tmp_path
+    pd.DataFrame(rows, columns=image_list.LISTED).to_csv(folder / data.LIST, index=False)
+    return folder
+
+
+@pytest.fixture
+def own(own_once, tmp_path):
+    """A folder of images named in another way, as square JPEG tiles, and their list."""
+    return shutil.copytree(own_once, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="session")
