@@ -109,6 +109,8 @@ def _unpack(archive, done):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with open(target, "wb") as file:
                     shutil.copyfileobj(tar.extractfile(member), file)
+            while tar.fileobj.read(2**20):
+                pass  # to its end, where the checksum is: damage can look like the end of the list of files
         if not half.is_dir():
             raise ValueError(f"it holds no folder {done.name}")
         half.rename(done)

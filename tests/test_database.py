@@ -185,6 +185,47 @@ def test_a_damaged_archive_is_deleted_and_said(server, images, tmp_path, damage)
     assert names_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("names", [("both", "both/a.png"), ("both/a.png", "both"), ("x" * 300 + ".png",)])
+def test_an_archive_whose_names_no_folder_can_hold_is_deleted_and_said(server, images, tmp_path, names):
+    """A name that is both a file and a folder, or too long: the archive would end the next run as well."""
+    url = server(pack(images | {f"BreaKHis_v1/{name}": b"x" for name in names}))
+    with pytest.raises(
+        ValueError, match=r"damaged or not BreaKHis .*: deleted, run again to download it anew"
+    ):
+        database.fetch(tmp_path, url)
+    assert names_in(tmp_path) == []
+    assert len(data.index_images(database.fetch(tmp_path, server(pack(images))))) == len(images)
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_however_it_is_packed_a_damaged_archive_is_deleted(images, tmp_path, kind):
+    archive = tmp_path / "BreaKHis_v1.tar.gz"
+    with tarfile.open(archive, f"w:{kind}") as tar:
+        for name, content in images.items():
+            (tmp_path / "image").write_bytes(content)
+            tar.add(tmp_path / "image", name)
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    archive.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged or not BreaKHis"):
+        database.fetch(tmp_path)
+    assert names_in(tmp_path) == ["image"]
+
+
+def test_a_disk_that_fails_while_unpacking_does_not_cost_the_archive(images, tmp_path, full_disk):
+    (tmp_path / "BreaKHis_v1.tar.gz").write_bytes(pack(images))
+    with full_disk(10_000), pytest.raises(OSError, match="free some space and run again"):
+        database.fetch(tmp_path)
+    assert names_in(tmp_path) == ["BreaKHis_v1.tar.gz"]
+    assert len(data.index_images(database.fetch(tmp_path))) == len(images)
+
+
+def test_what_systems_put_into_archives_is_not_unpacked(server, images, tmp_path):
+    left = [f"BreaKHis_v1/{name}" for name in ("._a.png", "sub/.DS_Store", "__MACOSX/a.png", "Thumbs.db")]
+    root = database.fetch(tmp_path, server(pack(images | dict.fromkeys(left, b"x"))))
+    assert names_in(root) == sorted(name.rsplit("/")[-1] for name in images)
+
+
 def test_without_network_it_says_what_to_do(tmp_path):
     with pytest.raises(
         ConnectionError,
@@ -270,7 +311,8 @@ def test_fold_files_that_do_not_fit_are_named(drawn, tmp_path):
     (tmp_path / "dsfold1.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"dsfold1\.txt: 'utf-8' .*Take the file anew"):
         database.split_by_fold(tmp_path, index, index)
-    (tmp_path / "copy").mkdir()
-    (tmp_path / "copy" / "dsfold1.txt").touch()
+    for left in (".Trash-1000", "__MACOSX", "copy"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "dsfold1.txt").touch()
     with pytest.raises(ValueError, match=r"2 files dsfold1\.txt under .*: leave one"):
         database.split_by_fold(tmp_path, index, index)

@@ -324,6 +324,28 @@ def test_an_upload_is_browsed_instead(shown):
     assert "b.png" in shown.caption.value
 
 
+def test_what_systems_leave_beside_own_images_is_skipped(networks, tmp_path, capsys):
+    (tmp_path / "MINE.PNG").write_bytes(png())
+    for name in ("._MINE.PNG", ".hidden.png"):
+        (tmp_path / name).write_bytes(b"left by a system")
+    own = explorer.own_images(tmp_path, networks["baseline"], 32)
+    assert own.table["image"].tolist() == ["MINE.PNG"] and capsys.readouterr().out == ""
+
+
+def test_own_images_are_shown_as_they_are_meant(networks, capsys):
+    clear, file = Image.new("RGBA", (120, 90), (0, 0, 0, 0)), BytesIO()
+    clear.paste((200, 120, 160, 255), (0, 0, 120, 45))
+    clear.save(file, "png")
+    own = explorer.own_images({"a.png": file.getvalue()}, networks["baseline"], 32)
+    assert (own.pixels[0, -10:] == 255).all()
+    assert capsys.readouterr().out == "1 images are transparent in part and are laid on white: a.png\n"
+
+
+def test_the_name_of_a_model_is_no_formula(networks, shown):
+    figure = explorer.still_figure({"$\\frac{$": networks["baseline"]}, shown.side, 0)
+    figure.draw_without_rendering()
+
+
 def test_images_may_be_gone_once_they_are_shown(networks, tmp_path):
     (tmp_path / "mine.png").write_bytes(png())
     view = explorer.Explorer(

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from nbclient import NotebookClient
 from PIL import Image
 
-from lib import audit, evaluation, figures
+from lib import audit, evaluation, figures, wording
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -104,6 +105,25 @@ def test_drawing_leaves_the_callers_settings_alone():
 
 
 # ---------------------------------------------------------------- the data
+
+
+@pytest.mark.parametrize("name", ["$\\frac{$", "a$b$c", "$x^2$", "50 \\% {", "_private_"])
+def test_names_are_text_wherever_they_are_drawn(name):
+    """Two dollar signs would start a formula, and one that is none would end the notebook."""
+    images = np.zeros((2, 8, 12, 3), np.uint8)
+    figure = drawn(figures.sample_grid(images, ["benign", "malignant"], [name, name], f"Samples of {name}"))
+    assert [axes.get_title() for axes in figure.axes] == [name, name]
+    assert figure.get_suptitle() == f"Samples of {name}"
+    history = pd.DataFrame({"epoch": [1, 2]}).assign(
+        **{f"{side}_{what}": 0.5 for side in ("train", "validation") for what in ("loss", "accuracy")}
+    )
+    assert wording.model_name(name) in texts(drawn(figures.learning_curves({name: history}, name)))
+    rows = evaluation.metrics(predictions(models=("baseline", name)))
+    drawn(figures.comparison_heatmap(rows, split_by="case"))
+    drawn(figures.confusion_matrices(rows[rows["attack"] == "none"]))
+    figure = drawn(figures.accuracy_curves(rows, split_by="case"))
+    formulas = [text for text in figure.findobj(Text) if text.get_text() and text.get_parse_math()]
+    assert all("$" not in text.get_text() for text in formulas)
 
 
 def test_sample_grid_has_a_row_for_each_class():
