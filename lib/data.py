@@ -86,7 +86,8 @@ def index_images(root, skip_bad_files=False):
         )
     if listed:
         image_list.unify(rows)
-    _say_left_out(root, rows)
+    paths = [row["path"] for row in rows]
+    _say_left_out(root, files.beside(paths) if listed else files.below(root), paths)
     index = pd.DataFrame(rows).sort_values("image", ignore_index=True)
     twice = index["image"][index["image"].duplicated()].unique()
     if len(twice):
@@ -137,10 +138,10 @@ def _is_picture(path):
     return (mimetypes.guess_type(path.name)[0] or "").startswith("image/")
 
 
-def _say_left_out(root, rows):
-    """Say how many pictures of a folder are none of these rows, by their endings."""
-    taken = {os.path.realpath(row["path"]) for row in rows}
-    left = [path for path in files.below(root) if _is_picture(path) and os.path.realpath(path) not in taken]
+def _say_left_out(root, found, paths):
+    """Say how many pictures among the files that were found are not at these paths, by their endings."""
+    taken = set(map(os.path.realpath, paths))
+    left = [path for path in found if _is_picture(path) and os.path.realpath(path) not in taken]
     if left:
         endings = pd.Series([path.suffix.lower() for path in left]).value_counts()
         told = ", ".join(f"{count} {ending}" for ending, count in endings.items())
@@ -223,7 +224,7 @@ def refuse(messages, what, skip):
     """Raises ValueError with what is wrong with some files, or says it where they are to be left out."""
     if not skip:
         raise ValueError(
-            f"{len(messages)} {what} files:\n{_lines(messages)}\nMend what can be mended; skip_bad_files set to true leaves the others out."
+            f"{len(messages)} {what} files:\n{_lines(messages)}\nMend them, or set skip_bad_files to true to leave out what cannot be mended."
         )
     tqdm.write(f"left out {len(messages)} {what} files:\n{_lines(messages)}")
 

@@ -7,7 +7,16 @@ from pathlib import Path
 # Names in lower case. Whatever starts with a dot is left out too: ._ files and .DS_Store of macOS, .Trash-1000, .ipynb_checkpoints.
 BY_SYSTEMS = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
-    *("__macosx", "@eadir", "@tmp", "#recycle", "#snapshot", "lost+found"),
+    *(
+        "__macosx",
+        "network trash folder",
+        "temporary items",
+        "@eadir",
+        "@tmp",
+        "#recycle",
+        "#snapshot",
+        "lost+found",
+    ),
 }
 
 
@@ -32,6 +41,15 @@ def below(root):
         folders[:] = [name for name in folders if not left_by_system(name)]
         found += [Path(where, name) for name in names if not left_by_system(name)]
     return sorted(found)
+
+
+def beside(paths):
+    """The files in the same folders as these paths, sorted, without what systems leave there."""
+    folders = {Path(path).parent for path in paths}
+    found = [
+        Path(folder, name) for folder in folders for names in names_in(folder).values() for name in names
+    ]
+    return sorted(path for path in found if path.is_file() and not left_by_system(path.name))
 
 
 def names_in(folder):
