@@ -145,7 +145,7 @@ def _say_left_out(root, found, paths):
     if left:
         endings = pd.Series([path.suffix.lower() for path in left]).value_counts()
         told = ", ".join(f"{count} {ending}" for ending, count in endings.items())
-        tqdm.write(f"{root}: {len(left)} other pictures are left out ({told}), such as {left[0].name}")
+        tqdm.write(f"{root}: other pictures are left out: {told}, such as {left[0].name}")
 
 
 def _with_hashes(index, skip_bad_files):
@@ -183,19 +183,24 @@ def _check_slides(index):
 def _check_contents(index, listed):
     """Several files with the same content: refused under two cases or labels of a list, otherwise said.
 
-    BreaKHis itself has some; what its file names say cannot be corrected.
+    BreaKHis itself has some, and what its file names say cannot be corrected: those are said in a list too.
     """
     same = [rows for _, rows in index[index["sha256"].duplicated(keep=False)].groupby("sha256", sort=False)]
-    clash = [rows for rows in same if len(rows[["case", "label"]].drop_duplicates()) > 1]
+    clash = [
+        rows
+        for rows in same
+        if len(rows[["case", "label"]].drop_duplicates()) > 1
+        and not all(FILE_NAME.fullmatch(Path(path).name) for path in rows["path"])
+    ]
     if listed and clash:
         raise ValueError(
-            f"{len(clash)} images are in {LIST} under two cases or two labels, each in several files with the same content:\n"
-            f"{_lines(map(_told, clash))}\nGive each one case and one label, or take out the rows that are wrong: in two cases an image "
+            f"{LIST} has the same picture, file for file the same content, under two cases or two labels ({len(clash)}):\n"
+            f"{_lines(map(_told, clash))}\nGive each one case and one label, or take out the rows that are wrong: in two cases a picture "
             "can lie on both sides of a split."
         )
     if same:
         tqdm.write(
-            f"{len(same)} images are there under several names, with the same content:\n{_lines(map(_told, same))}"
+            f"the same picture, with the same content, is there under several names ({len(same)}):\n{_lines(map(_told, same))}"
         )
 
 
@@ -205,8 +210,8 @@ def say_alike(pairs, table):
     across = [rows.loc[list(pair)] for pair in pairs if rows["case"][pair[0]] != rows["case"][pair[1]]]
     if across:
         tqdm.write(
-            f"{len(across)} pairs of images of different cases look alike. Compare them before you train: a picture that is there twice "
-            f"should have one case, or it can lie on both sides of the split.\n{_lines(map(_told, across))}"
+            f"images of different cases that look alike ({len(across)} pairs): compare them before you train, since a picture that is "
+            f"there twice should have one case, or it can lie on both sides of the split.\n{_lines(map(_told, across))}"
         )
 
 

@@ -106,7 +106,7 @@ def say_transparent(table):
             laid.append(row["image"])
     if laid:
         tqdm.write(
-            f"{len(laid)} images are transparent in part and are laid on white: {', '.join(laid[:5])}{', ...' * (len(laid) > 5)}"
+            f"transparent in part, laid on white ({len(laid)}): {', '.join(laid[:5])}{', ...' * (len(laid) > 5)}"
         )
 
 

@@ -56,7 +56,7 @@ def read(root, labels):
         rows.append(known | {"image": f"{image} page {page}" if page else image, "path": str(path)})
     if of_systems:
         tqdm.write(
-            f"{LIST}: {len(of_systems)} rows name hidden files or files of a system, such as {of_systems[0]}: left out"
+            f"{LIST}: rows left out that name hidden files or files of a system ({len(of_systems)}), such as {of_systems[0]}"
         )
     return rows, bad
 
@@ -75,7 +75,7 @@ def unify(rows):
         several = [list(written) for written in spellings.values() if len(written) > 1]
         if several:
             tqdm.write(
-                f"{LIST}: {len(several)} {what} are written in several ways, each taken as one: {_examples(several)}"
+                f"{LIST}: {what} written in several ways, each taken as one ({len(several)}): {_examples(several)}"
             )
     for row in rows:
         row["label"], row["patient"] = _same(row["label"]), row["case"]
@@ -85,9 +85,9 @@ def unify(rows):
     unclear = [cases for cases in alike.values() if len(cases) > 1]
     if unclear:
         raise ValueError(
-            f"{LIST}: {len(unclear)} cases may be one patient written in several ways: {_examples(unclear)}. Write them alike where "
-            "they are one, or the split leaks. Where they are several patients, tell them apart by more than zeros, punctuation, "
-            "accents or the letters after a slide number: 'A 7' and 'B 007', say, in place of '7' and '007'."
+            f"{LIST} may name one patient in several ways ({len(unclear)}): {_examples(unclear)}. Where they are one patient, write them "
+            "alike, or the split leaks. Where they are several, tell them apart by more than zeros, punctuation, accents or the letters "
+            "after a slide number: 'A 7' and 'B 007', say, in place of '7' and '007'."
         )
 
 

@@ -74,7 +74,7 @@ def test_other_pictures_are_counted_in_one_line(drawn, tmp_path, capsys):
         (tree / name).touch()
     assert len(data.index_images(tree)) == 20
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.endswith("tree: 3 other pictures are left out (2 .jpg, 1 .tif), such as a.jpg")
+    assert line.endswith("tree: other pictures are left out: 2 .jpg, 1 .tif, such as a.jpg")
 
 
 def test_capital_letters_in_an_ending_change_nothing(drawn, tmp_path):
@@ -93,7 +93,7 @@ def test_copies_of_the_database_in_another_format_are_not_left_out_without_a_wor
     for path in files[:3]:
         path.with_suffix(".jpg").touch()
     assert len(data.index_images(tree)) == 20, "with the published file beside it a copy is only counted"
-    assert "3 other pictures are left out (3 .jpg)" in capsys.readouterr().out
+    assert "other pictures are left out: 3 .jpg" in capsys.readouterr().out
     for path in files[:3]:
         path.unlink()
     with pytest.raises(
@@ -134,7 +134,7 @@ def test_the_same_content_under_names_of_the_database_is_said(drawn, tmp_path, c
     shutil.copy(one["path"], tree / "SOB_B_A-14-99999-100-001.png")
     assert len(data.index_images(tree)) == 21
     said = capsys.readouterr().out
-    assert f"1 images are there under several names, with the same content:\n  {one['image']} (case" in said
+    assert f"is there under several names (1):\n  {one['image']} (case" in said
     assert "SOB_B_A-14-99999-100-001.png (case 14-99999, benign)" in said
 
 
@@ -145,7 +145,9 @@ def test_images_of_several_cases_that_look_alike_are_named(drawn, tmp_path, caps
     names = index["image"]
     data.say_alike(splits.near_duplicates(pixels, index), index)
     said = capsys.readouterr().out
-    assert said.startswith("1 pairs of images of different cases look alike. Compare them before you train")
+    assert said.startswith(
+        "images of different cases that look alike (1 pairs): compare them before you train"
+    )
     assert f"\n  {names[0]} (case {index['case'][0]}, {index['label'][0]}) and {names[3]} (case" in said
     data.say_alike(splits.near_duplicates(pixels, index), index.assign(case="one"))
     assert capsys.readouterr().out == ""

@@ -119,7 +119,7 @@ def test_what_is_transparent_becomes_white_and_is_said(tmp_path, capsys, mode, n
     Image.fromarray(hidden).convert("RGBA").save(plain)  # an alpha channel that hides nothing
     assert same(decoding.decode(plain, 64), hidden)
     decoding.say_transparent(pd.DataFrame({"image": [name, "plain.png"], "path": [path, plain]}))
-    assert capsys.readouterr().out == f"1 images are transparent in part and are laid on white: {name}\n"
+    assert capsys.readouterr().out == f"transparent in part, laid on white (1): {name}\n"
 
 
 def test_an_image_that_shows_nothing_is_refused():

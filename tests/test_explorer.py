@@ -338,7 +338,7 @@ def test_own_images_are_shown_as_they_are_meant(networks, capsys):
     clear.save(file, "png")
     own = explorer.own_images({"a.png": file.getvalue()}, networks["baseline"], 32)
     assert (own.pixels[0, -10:] == 255).all()
-    assert capsys.readouterr().out == "1 images are transparent in part and are laid on white: a.png\n"
+    assert capsys.readouterr().out == "transparent in part, laid on white (1): a.png\n"
 
 
 def test_the_name_of_a_model_is_no_formula(networks, shown):

@@ -48,7 +48,7 @@ def test_what_is_certainly_one_case_is_one_and_said(listed, capsys, written):
     assert set(one) == {unicodedata.normalize("NFC", written[0])}, "as it is written first"
     assert index["case"].nunique() == 10 and list(index["patient"]) == list(index["case"])
     said = capsys.readouterr().out
-    assert said.startswith("images.csv: 1 cases are written in several ways, each taken as one: ")
+    assert said.startswith("images.csv: cases written in several ways, each taken as one (1): ")
     assert f"{written[0]!r} and {written[1]!r}" in said
 
 
@@ -64,13 +64,11 @@ def test_what_is_certainly_one_case_is_one_and_said(listed, capsys, written):
     ],
 )
 def test_what_may_be_one_case_is_refused_until_the_list_decides(listed, written):
-    with pytest.raises(
-        ValueError, match=r"images\.csv: 1 cases may be one patient written in several ways"
-    ) as raised:
+    with pytest.raises(ValueError, match=r"images\.csv may name one patient in several ways \(1\)") as raised:
         listed(case=written)
     for name in written:
         assert repr(name) in str(raised.value)
-    assert "Write them alike" in str(raised.value) and "tell them apart" in str(raised.value)
+    assert "write them alike" in str(raised.value) and "tell them apart" in str(raised.value)
     assert "skip_bad_files" not in str(raised.value)
     apart = [f"{place} {name}" for place, name in zip("AB", written, strict=True)]
     assert listed(case=apart)["case"].nunique() == 11
@@ -95,8 +93,8 @@ def test_labels_subtypes_and_magnifications_mean_what_a_person_meant(listed, cap
     assert index.equals(plain) and said == ""
     said = capsys.readouterr().out.splitlines()
     assert said == [
-        "images.csv: 1 labels are written in several ways, each taken as one: 'Benign' and 'BENIGN' and 'benign'",
-        "images.csv: 1 subtypes are written in several ways, each taken as one: 'Ductal' and 'ductal' and 'DUCTAL'",
+        "images.csv: labels written in several ways, each taken as one (1): 'Benign' and 'BENIGN' and 'benign'",
+        "images.csv: subtypes written in several ways, each taken as one (1): 'Ductal' and 'ductal' and 'DUCTAL'",
     ]
 
 
@@ -123,7 +121,7 @@ def test_one_image_under_two_cases_or_labels_is_refused(own, case):
     with open(own / data.LIST, "a") as file:
         file.write(f"slides/copy.jpg,malignant,{case},250\n")
     with pytest.raises(
-        ValueError, match=r"1 images are in images\.csv under two cases or two labels"
+        ValueError, match=r"images\.csv has the same picture, .* under two cases or two labels \(1\)"
     ) as raised:
         data.index_images(own, skip_bad_files=True)
     assert f"slides/b0.jpg (case patient 0, benign) and slides/copy.jpg (case {case}, malignant)" in str(
@@ -137,10 +135,17 @@ def test_one_image_twice_in_a_case_is_said(own, capsys):
     with open(own / data.LIST, "a") as file:
         file.write("slides/copy.jpg,benign,Patient 0,250\n")
     assert len(data.index_images(own)) == 21
-    assert (
-        "1 images are there under several names, with the same content:\n  slides/b0.jpg"
-        in capsys.readouterr().out
-    )
+    assert "is there under several names (1):\n  slides/b0.jpg" in capsys.readouterr().out
+
+
+def test_what_the_database_has_twice_is_said_in_a_list_too(drawn, tmp_path, capsys):
+    tree = shutil.copytree(drawn, tmp_path / "tree")
+    index = data.index_images(tree)
+    shutil.copy(index["path"][0], index["path"][1])
+    names = [str(Path(path).relative_to(tree)) for path in index["path"]]
+    index.assign(path=names)[[*image_list.LISTED]].to_csv(tree / data.LIST, index=False)
+    assert len(data.index_images(tree)) == 20
+    assert "is there under several names (1):\n" in capsys.readouterr().out
 
 
 def test_images_of_one_slide_of_the_database_need_one_case(drawn, tmp_path):
@@ -223,9 +228,9 @@ def test_rows_and_files_of_systems_are_left_out(own, capsys):
     assert data.index_images(own).equals(plain)
     one, two = capsys.readouterr().out.splitlines()
     assert one.startswith(
-        "images.csv: 2 rows name hidden files or files of a system, such as slides/._b0.jpg"
+        "images.csv: rows left out that name hidden files or files of a system (2), such as slides/._b0.jpg"
     )
-    assert two.endswith(": 1 other pictures are left out (1 .jpg), such as more.jpg")
+    assert two.endswith(": other pictures are left out: 1 .jpg, such as more.jpg")
 
 
 def test_a_link_in_a_list_is_what_the_list_calls_it_and_stays_in_the_folder(own, tmp_path_factory):
