@@ -253,7 +253,6 @@ def select(index, magnifications=(), subtypes=()):
 
     Raises ValueError for ones that neither BreaKHis nor the index knows, and where a class would be missing.
     """
-    magnifications, subtypes = runs.as_list(magnifications), runs.as_list(subtypes)
     known = {*MAGNIFICATIONS, *index["magnification"]}, {*SUBTYPES, *index["subtype"]}
     unknown = [m for m in magnifications if m not in known[0]] + [s for s in subtypes if s not in known[1]]
     if unknown:

@@ -445,8 +445,17 @@ def comparisons(predictions, primary="", train_epsilon=0.0, resamples=2000, seed
 
 
 def nearest(epsilons, aim):
-    """Of these epsilons the one nearest to another, the smaller of two as near; all are fractions, of records or not."""
-    return min(sorted(epsilons), key=lambda each: round(abs(each - aim), 5))
+    """Of these epsilons the one nearest to another, the smaller of two as near; all are fractions, of records or not.
+
+    One below a gray level, where no 8-bit image changes, is taken only where there is no other.
+    """
+    visible = [each for each in epsilons if round(each * 255, 3) >= 1]
+    return min(sorted(visible or epsilons), key=lambda each: round(abs(each - aim), 5))
+
+
+def middle(epsilons):
+    """The middle one of these epsilons, to show examples at; below one gray level only where there is no other."""
+    return nearest(epsilons, sorted(epsilons)[len(epsilons) // 2])
 
 
 def _differences(pair, resamples, seed):

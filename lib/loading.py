@@ -86,7 +86,7 @@ def open_images(path, image_size, magnifications=(), split_by=None):
     """
     whole = table = data.load_split(path)
     table = table[table["split_by"] == (split_by or table["split_by"].iloc[0])]
-    if len(magnifications := runs.as_list(magnifications)):
+    if len(magnifications):
         table = table[table["magnification"].isin(magnifications)]
     if table.empty:
         there = whole.groupby("split_by")["magnification"].unique()

@@ -17,7 +17,6 @@ from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 
-import yaml
 from filelock import FileLock
 from tqdm import tqdm
 
@@ -60,6 +59,9 @@ PACKAGES = (
     "papermill",
 )
 
+# Under this type the output of `show_environment` holds what was found, not only in words.
+ENVIRONMENT = "application/vnd.study.environment+json"
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -92,11 +94,6 @@ def writer(name):
     return next(notebook for pattern, notebook in WRITERS if fnmatch(name, pattern))
 
 
-def as_list(value):
-    """A list parameter as a list: `papermill -p epsilons "[1, 2, 4]"` hands it over as text."""
-    return yaml.safe_load(value) if isinstance(value, str) else value
-
-
 def dataset(run):
     """What 01 noted about the images of a run: name, synthetic, images, cases, fingerprint."""
     return json.loads(require(run, "dataset.json").read_text("utf-8"))
@@ -104,8 +101,10 @@ def dataset(run):
 
 def parameters_used(run):
     """The parameters with which the runner last ran the stages of a run; empty where the notebooks were run by hand."""
-    records = sorted((folder(run) / "stages").glob("[0-9][0-9].json"))
-    return {name: value for file in records for name, value in read_json(file).get("parameters", {}).items()}
+    used = {}
+    for file in sorted((folder(run) / "stages").glob("*.json")):
+        used |= read_note(file).get("parameters", {})
+    return used
 
 
 def is_current(path, recipe):
@@ -277,9 +276,20 @@ def read_json(path):
     """The object in a JSON file; {} where there is none, or a damaged one."""
     try:
         value = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def read_note(path):
+    """What `write_note` wrote; {} where there is nothing, or not what was written."""
+    note = read_json(path)
+    return note if note.pop("sha256", None) == digest(note) else {}
+
+
+def write_note(path, note):
+    """Write an object as JSON with its own checksum, so that whoever reads it can rely on what it holds."""
+    write_json(path, note | {"sha256": digest(_plain(note))})
 
 
 def write_json(path, value):
@@ -356,11 +366,20 @@ def write_text(path, text):
         part.write_text(text, "utf-8")
 
 
-def versions(*packages):
-    """The versions of Python and of these packages (by default of all that numbers depend on), by name."""
-    return {"python": platform.python_version()} | {
-        name: metadata.version(name) for name in packages or PACKAGES
-    }
+def environment():
+    """What computes in this process: {"versions": {package: version}, "device", "commit"}."""
+    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+    return {"versions": versions, "device": device_name(), "commit": commit()}
+
+
+def show_environment():
+    """Show in a notebook what computes there; the runner takes it from the executed notebook (`ENVIRONMENT`)."""
+    from IPython.display import display
+
+    found = environment()
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    said = f"{versions}\non {found['device']}, code at commit {found['commit'] or 'unknown (not under git)'}"
+    display({"text/plain": said, ENVIRONMENT: found}, raw=True)
 
 
 def commit():

@@ -18,11 +18,21 @@ from pathlib import Path
 from lib import profiles, runs
 
 NOTEBOOKS = runs.ROOT / "notebooks"
-LAST = "06_comparison"
-OPTIONAL = {"04"}  # a study may go without; the others need each other
+# The stages in order; the last one gathers what all others wrote. Other notebooks in the folder are nobody's stage.
+STAGES = (
+    "01_data_split",
+    "02_transfer_learning",
+    "03_fgsm_attack",
+    "04_gaussian_noise_defense",
+    "05_adversarial_training_defense",
+    "07_robustness_audit",
+    "06_comparison",
+)
+WELCOME = "00_welcome"
+OPTIONAL = ("04_gaussian_noise_defense",)  # a study may go without; the others need each other
 
 # The runner itself; every other module writes numbers, words or figures of a stage.
-NO_RESULTS = ("__init__", "profiles", "runs", "study")
+NO_RESULTS = ("__init__", "profiles", "runs", "study", "values")
 
 # For the kernels, measured on two cores. Threads that spin long while they wait make torch ten times slower once anything
 # else runs on the machine; this much spinning costs 7 % on an idle one. Memory given back to the system after each batch
@@ -53,8 +63,8 @@ def run_study(profile, data_root=None, settings=(), force=False, notebooks=NOTEB
     """Run every notebook whose parameters, code or inputs changed, publish the report, and return its index.html.
 
     profile: a name or a YAML path. data_root: a BreaKHis folder that replaces the profile's data. settings: texts of the form
-    "NAME=VALUE" (YAML values). force: run every stage anew, finished work inside it included. without: numbers of notebooks to
-    leave out, of `OPTIONAL`.
+    "NAME=VALUE". force: run every stage anew, finished work inside it included. without: numbers or names of notebooks to leave
+    out, of `OPTIONAL`.
     Raises ParameterError before anything is touched, StudyError when a stage or the publishing fails; finished stages, finished
     work inside a stage and the last good report stay.
     """
@@ -67,14 +77,17 @@ def run_study(profile, data_root=None, settings=(), force=False, notebooks=NOTEB
     os.environ["STUDY_HOME"] = str(runs.home())
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # The kernels take `lib` from where this runner has it, not from wherever it is installed.
+    paths = [str(runs.ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
     folder = runs.folder(parameters["run"])
     stages = _left(stages, without, folder)
     for name in ("stages", "notebooks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
-            _run_stages(stages, parameters, folder, force)
-            report = _publish_if_changed(stages, parameters["run"], folder)
+            records = _run_stages(stages, parameters, folder, force)
+            report = _publish_if_changed(records, parameters["run"], folder)
     except Timeout:
         raise StudyError(
             f"another study is running on {folder}; wait for it, or choose another run name"
@@ -84,43 +97,46 @@ def run_study(profile, data_root=None, settings=(), force=False, notebooks=NOTEB
 
 
 def _stages(notebooks):
-    """The stages in order. A notebook numbered 00 is a welcome page, not a stage; the comparison reads what all others wrote."""
-    stages = [path for path in Path(notebooks).glob("[0-9][0-9]_*.ipynb") if path.name[:2] != "00"]
-    stages.sort(key=lambda path: (path.stem == LAST, path.name))
-    if not stages:
-        raise profiles.ParameterError(f"no notebooks 01_*.ipynb under {notebooks}")
+    """The notebooks of the study in their order; says which others lie beside them."""
+    stages = [Path(notebooks) / f"{name}.ipynb" for name in STAGES]
+    if missing := [stage.name for stage in stages if not stage.is_file()]:
+        raise profiles.ParameterError(f"{notebooks} lacks {', '.join(missing)}")
+    others = {path.name for path in Path(notebooks).glob("*.ipynb") if path.stem != WELCOME}
+    if others := sorted(others.difference(stage.name for stage in stages)):
+        print(f"left alone, since they are no part of the study: {', '.join(others)}", flush=True)
     return stages
 
 
 def _left(stages, without, folder):
-    """The stages without those whose numbers are named; results of such a one must not be there, they would be compared."""
-    if needed := set(without) - OPTIONAL:
+    """The stages without those that are named; results of such a one must not be there, they would be compared."""
+    numbers = {name: name.split("_")[0] for name in OPTIONAL}
+    if unknown := set(without).difference(numbers, numbers.values()):
         raise profiles.ParameterError(
-            f"notebook {', '.join(sorted(needed))} cannot be left out, only {', '.join(sorted(OPTIONAL))}"
+            f"notebook {', '.join(sorted(unknown))} cannot be left out, only {', '.join(OPTIONAL)}"
         )
-    left_out = [stage for stage in stages if stage.name[:2] in without]
-    if ran := [stage.stem for stage in left_out if _record(folder, stage)]:
+    left_out = [name for name, number in numbers.items() if {name, number} & set(without)]
+    if ran := [name for name in left_out if _record(folder, name)]:
         raise profiles.ParameterError(
             f"the run {folder.name} holds results of {', '.join(ran)}: choose another run name"
         )
-    return [stage for stage in stages if stage not in left_out]
+    return [stage for stage in stages if stage.stem not in left_out]
 
 
 def overview():
     """How far each run is: dicts with run, images (what was studied), finished (stages), next (the notebook to run) and report."""
-    stages, found = _stages(NOTEBOOKS), []
+    found = []
     for folder in sorted(path for path in (runs.home() / "runs").glob("[!.]*") if path.is_dir()):
-        finished = [stage for stage in stages if _record(folder, stage).get("finished")]
+        finished = [name for name in STAGES if _record(folder, name).get("finished")]
         if not finished:
             continue
         about = runs.read_json(folder / "dataset.json")
         report = runs.home() / "reports" / folder.name / "index.html"
-        waiting = [stage.stem for stage in stages if stage not in finished]
+        waiting = [name for name in STAGES if name not in finished]
         found.append(
             {
                 "run": folder.name,
                 "images": f"{about.get('images', 0)} of {about.get('name', 'unknown')}",
-                "finished": f"{len(finished)} of {len(stages)}",
+                "finished": f"{len(finished)} of {len(STAGES)}",
                 "next": waiting[0] if waiting else "",
                 "report": _shown(report) if report.exists() else "",
             }
@@ -129,28 +145,38 @@ def overview():
 
 
 def _run_stages(stages, parameters, folder, force):
+    """Run the stages that changed; returns what is recorded of all of them, {name: record}."""
     declared = {stage: profiles.declared_in(stage) for stage in stages}
-    defaults = {name: default for own in declared.values() for name, (_, default) in own.items()}
+    everything = {
+        name: default for own in declared.values() for name, (_, default) in own.items()
+    } | parameters
+    for file in (folder / "stages").glob("*.json"):
+        if file.stem not in ("published", *(stage.stem for stage in stages)):
+            file.unlink()  # of a notebook that is no stage any more; its parameters would be taken for this study's
+    records, inputs = {stage.stem: _record(folder, stage.stem) for stage in stages}, {}
     for number, notebook in enumerate(stages):
-        own = {name: parameters.get(name, default) for name, (_, default) in declared[notebook].items()}
-        inputs = {}
-        for earlier in stages[:number]:
-            inputs |= _record(folder, earlier).get("outputs", {})
-        key = _key(notebook, own, inputs)
-        others = [_record(folder, stage) for stage in stages if stage != notebook]
-        if not force and _is_unchanged(folder, notebook, key, others[number:]):
+        own = {name: everything[name] for name in declared[notebook]}
+        # The last stage notes the parameters of all others, also those that changed nothing of what they wrote.
+        noted = everything if notebook == stages[-1] else own
+        key = _key(notebook, own, noted, inputs)
+        others = [records[stage.stem] for stage in stages if stage != notebook]
+        if not force and _is_unchanged(folder, notebook, records[notebook.stem], key, others[number:]):
             print(f"{notebook.stem:<34} unchanged, skipped", flush=True)
-            continue
-        if notebook.stem == FIRST_TRAINING:
-            _foretell(defaults | parameters, folder)
-        started = time.monotonic()
-        try:
-            stale = _run_stage(folder, notebook, key, own, inputs, others, force)
-        except StudyError:
-            print(f"{notebook.stem:<34} failed after {time.monotonic() - started:.0f} s", flush=True)
-            raise
-        note = f", removed {stale} files of an earlier recipe" if stale else ""
-        print(f"{notebook.stem:<34} ran in {time.monotonic() - started:.0f} s{note}", flush=True)
+        else:
+            if notebook.stem == FIRST_TRAINING:
+                _foretell(everything, folder)
+            started = time.monotonic()
+            try:
+                records[notebook.stem], stale = _run_stage(
+                    folder, notebook, records[notebook.stem], key, own, inputs, others, force
+                )
+            except StudyError:
+                print(f"{notebook.stem:<34} failed after {time.monotonic() - started:.0f} s", flush=True)
+                raise
+            note = f", removed {stale} files of an earlier recipe" if stale else ""
+            print(f"{notebook.stem:<34} ran in {time.monotonic() - started:.0f} s{note}", flush=True)
+        inputs = inputs | records[notebook.stem]["outputs"]
+    return records
 
 
 def _foretell(parameters, folder):
@@ -169,11 +195,11 @@ def _foretell(parameters, folder):
         )
 
 
-def _key(notebook, parameters, inputs):
-    """What a stage's results depend on, in one hash."""
+def _key(notebook, parameters, noted, inputs):
+    """What a stage's results depend on, in one hash. parameters: its own; noted: those that it writes down."""
     sources = [(cell["cell_type"], "".join(cell["source"])) for cell in profiles.cells(notebook)]
     code = runs.code_hash(*_modules_named_in("\n".join(text for _, text in sources)))
-    values = [(name, _as_floats(value)) for name, value in parameters.items()]
+    values = [(name, _as_floats(value)) for name, value in noted.items()]
     beside = [runs.home() / "reports" / run / "results.json" for run in parameters.get("compare_with", [])]
     weights = [
         Path(start) for start in (parameters.get("pretrained", ""), *parameters.get("other_starts", []))
@@ -215,9 +241,8 @@ def _data_state(data_root):
     return _listing(Path(data_root), skip=())
 
 
-def _is_unchanged(folder, notebook, key, later):
+def _is_unchanged(folder, notebook, record, key, later):
     """A finished stage with this key whose outputs are all there as it left them, or as a later stage left them."""
-    record = _record(folder, notebook)
     executed = folder / "notebooks" / notebook.name
     if not record.get("finished") or record["key"] != key or not executed.is_file():
         return False
@@ -229,21 +254,21 @@ def _is_unchanged(folder, notebook, key, later):
     )
 
 
-def _run_stage(folder, notebook, key, parameters, inputs, others, force):
-    """Run one notebook and record what it wrote; returns how many files of an earlier recipe it left and we removed."""
-    record_file = folder / "stages" / f"{notebook.name[:2]}.json"
-    previous, before = _record(folder, notebook), _listing(folder)
+def _run_stage(folder, notebook, previous, key, parameters, inputs, others, force):
+    """Run one notebook; returns the record of what it wrote, and how many files of an earlier recipe it left and we removed."""
+    record_file = folder / "stages" / f"{notebook.stem}.json"
+    before = _listing(folder)
     mine = _claims(previous, before).difference(*(_claims(record, before) for record in others))
     if force:
         _remove(folder, mine & set(before))
         previous, before, mine = {}, _listing(folder), set()
     # A killed stage is known by this: whatever differs from `before` is its unfinished work.
     unfinished = {"finished": False, "outputs": previous.get("outputs", {})}
-    runs.write_json(record_file, unfinished | {"before": previous.get("before", before)})
+    runs.write_note(record_file, unfinished | {"before": previous.get("before", before)})
 
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     executed = folder / "notebooks" / notebook.name
-    _execute(notebook, executed, parameters, folder)
+    environment = _execute(notebook, executed, parameters, folder)
     seconds = round(time.monotonic() - clock, 1)
 
     after = _listing(folder)
@@ -267,10 +292,10 @@ def _run_stage(folder, notebook, key, parameters, inputs, others, force):
         "notebook": runs.file_hash(executed),
         "started": started,
         "seconds": seconds,
-        "versions": runs.versions(),
+        "environment": environment,
     }
-    runs.write_json(record_file, record)
-    return len(stale)
+    runs.write_note(record_file, record)
+    return record, len(stale)
 
 
 def _claims(record, listing):
@@ -282,9 +307,20 @@ def _claims(record, listing):
 
 
 def _execute(notebook, executed, parameters, folder):
-    """Run a notebook with papermill, its kernel's stderr on ours; raises StudyError that names notebook, cell and error."""
+    """Run a notebook with papermill, its kernel's stderr on ours; returns what computed there (`runs.environment`).
+
+    Raises StudyError that names notebook, cell and error.
+    """
     import papermill
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpecManager
     from papermill.exceptions import PapermillExecutionError
+
+    class OwnKernel(AsyncKernelManager):
+        """Looks for "python3" in no folder, so that it is always this very environment's."""
+
+        def _kernel_spec_manager_default(self):
+            return KernelSpecManager(kernel_dirs=[])
 
     def literal(path):
         # papermill fills in braces in paths.
@@ -297,6 +333,7 @@ def _execute(notebook, executed, parameters, folder):
                 literal(executed),
                 parameters=parameters,
                 kernel_name="python3",
+                kernel_manager_class=OwnKernel,
                 cwd=folder,
                 progress_bar={"desc": notebook.stem, "leave": False},
                 stderr_file=_Terminal(),
@@ -322,6 +359,9 @@ def _execute(notebook, executed, parameters, folder):
         if any(output.get("ename") == "SystemExit" for output in cell.get("outputs", ())):
             problem = "SystemExit: a notebook must not end itself"
             raise _stage_error(notebook, executed, cell.execution_count, problem)
+    shown = [output.get("data", {}) for cell in result.cells for output in cell.get("outputs", ())]
+    said = [data[runs.ENVIRONMENT] for data in shown if runs.ENVIRONMENT in data]
+    return said[0] if said else runs.environment()
 
 
 def _stage_error(notebook, executed, count, problem, traceback=()):
@@ -373,33 +413,38 @@ class _Terminal:
         sys.stderr.flush()
 
 
-def _publish_if_changed(stages, run, folder):
+def _publish_if_changed(records, run, folder):
     """Publish unless the report is there, untouched, from the same stages and code; returns its index.html."""
     report = runs.home() / "reports" / run
     note = folder / "stages" / "published.json"
-    records = [_record(folder, stage) for stage in stages]
     state = runs.digest(
         [
             runs.code_hash("report"),
-            [(record["key"], record["notebook"], record["outputs"]) for record in records],
+            [(record["key"], record["notebook"], record["outputs"]) for record in records.values()],
         ]
     )
-    published, now = runs.read_json(note), runs.commit()
-    # A report that says "-dirty" is made again once its code is committed.
-    committed = published.get("commit", "").endswith("-dirty") and now and not now.endswith("-dirty")
-    files = published.get("files")
-    if published.get("state") == state and not committed and files == _hashes(report):
+    environments = [record["environment"] for record in records.values()]
+    # A stage of uncommitted code that has not changed since is one of the commit that now holds it, and its report is made again.
+    now = runs.commit()
+    commits = [now if each["commit"].endswith("-dirty") else each["commit"] for each in environments]
+    files, commit = _hashes(report), _joined(commits)
+    published = _record(folder, "published")
+    committed = "-dirty" in published.get("commit", "") and "-dirty" not in commit
+    if published.get("state") == state and not committed and files == published["files"]:
         return report / "index.html"
     for executed in (folder / "notebooks").glob("*.ipynb"):
-        if executed.name not in [stage.name for stage in stages]:
+        if executed.stem not in records:
             executed.unlink()
+    histories = [
+        name for record in records.values() for name in record["outputs"] if name.startswith("history/")
+    ]
     provenance = {
-        "commit": now,
-        "versions": _versions([record.get("versions", {}) for record in records]),
-        "device": runs.device_name(),
-        "started": min(record["started"] for record in records),
-        "seconds": round(sum(record["seconds"] for record in records), 1),
-        "training_seconds": round(sum(map(_seconds, (folder / "history").glob("*.csv"))), 1),
+        "commit": commit,
+        "versions": _versions([each["versions"] for each in environments]),
+        "device": _joined(each["device"] for each in environments),
+        "started": min(record["started"] for record in records.values()),
+        "seconds": round(sum(record["seconds"] for record in records.values()), 1),
+        "training_seconds": round(sum(_seconds(folder / name) for name in histories), 1),
     }
     from lib.report import publish
 
@@ -409,7 +454,7 @@ def _publish_if_changed(stages, run, folder):
         raise StudyError(
             f"the report could not be published: {error}\nThe stages' results are kept; the last published report is as it was."
         ) from error
-    runs.write_json(note, {"state": state, "commit": now, "files": _hashes(report)})
+    runs.write_note(note, {"state": state, "commit": commit, "files": _hashes(report)})
     return report / "index.html"
 
 
@@ -419,9 +464,12 @@ def _publish_if_changed(stages, run, folder):
 def _versions(stages):
     """The packages that the stages ran with, also those that ran long ago: "2.9.0 and 2.10.0" where they differ."""
     names = dict.fromkeys(name for stage in stages for name in stage)
-    return {
-        name: " and ".join(dict.fromkeys(stage[name] for stage in stages if name in stage)) for name in names
-    }
+    return {name: _joined(stage.get(name) for stage in stages) for name in names}
+
+
+def _joined(values):
+    """What the stages say, each thing once: "2.9.0 and 2.10.0"."""
+    return " and ".join(dict.fromkeys(value for value in values if value))
 
 
 def _seconds(history):
@@ -430,8 +478,13 @@ def _seconds(history):
         return sum(float(row["seconds"]) for row in csv.DictReader(file))
 
 
-def _record(folder, stage):
-    return runs.read_json(folder / "stages" / f"{stage.name[:2]}.json")
+def _record(folder, name):
+    """What was recorded of a stage, or of the "published" report; {} where nothing was, or what is there is damaged, which is said."""
+    file = folder / "stages" / f"{name}.json"
+    record = runs.read_note(file)
+    if not record and os.path.lexists(file):
+        print(f"{_shown(file)} is damaged: {name} counts as never run", flush=True)
+    return record
 
 
 def _listing(folder, skip=("notebooks", "stages")):
@@ -490,7 +543,7 @@ def main(arguments=None, notebooks=NOTEBOOKS):
         metavar="NN",
         action="append",
         default=[],
-        help="leave a notebook out: 04",
+        help="leave a notebook out: 04, or its whole name",
     )
     parser.add_argument("--force", action="store_true", help="run everything anew, unchanged or not")
     parser.add_argument(

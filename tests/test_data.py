@@ -256,9 +256,7 @@ def test_a_row_that_cannot_be_meant_is_named_and_left_out_only_when_asked(own, c
 def test_a_missing_class_says_what_is_there(published):
     with pytest.raises(ValueError, match="No malignant"):
         data.select(published, subtypes=["A"])
-    assert set(data.select(published, magnifications="[100]")["magnification"]) == {
-        100
-    }  # as papermill -p hands it over
+    assert set(data.select(published, magnifications=[100])["magnification"]) == {100}
     with pytest.raises(ValueError, match="Unknown magnification"):
         data.select(published, magnifications=[50])
 
