@@ -33,12 +33,12 @@ RANGES = {
 }
 # Beyond it not every whole number has a float, as which JSON and most libraries hold it.
 LARGEST = 2**53
-# By annotation: what is asked for, an example, and how a list of it is spelled.
+# By type: what is asked for, how it is spelled, and how a list of it is.
 KINDS = {
-    "int": ("a whole number", "64", "[100, 200]"),
-    "float": ("a number", "0.1", "[2, 4]"),
-    "bool": ("true or false", "true", "[true, false]"),
-    "str": ("text", "'none', in quotes where it would be read as something else", '["none", "200X"]'),
+    "int": ("a whole number", " (such as 64)", "[100, 200]"),
+    "float": ("a number", " (such as 0.1)", "[2, 4]"),
+    "bool": ("true or false", "", "[true, false]"),
+    "str": ("text", " (put it in quotes; with papermill, use -r instead of -p)", '["A", "F"]'),
 }
 TRUE_OR_FALSE = {"true": True, "yes": True, "on": True, "1": True}
 TRUE_OR_FALSE |= {"false": False, "no": False, "off": False, "0": False}
@@ -56,22 +56,22 @@ def read(name, annotation, value):
     kind = kind_of(annotation)
     if kind not in KINDS:
         return value
-    asked, example, examples = KINDS[kind]
+    asked, spelled, example = KINDS[kind]
     if not annotation.startswith("list["):
         meant = _read_one(name, kind, value)
         if meant is None:
-            raise ParameterError(f"{name} must be {asked}, such as {example}, not {said(value)}")
+            raise ParameterError(f"{name} must be {asked}, not {said(value)}{spelled}")
         return _in_range(name, meant)
     if isinstance(value, str):
         text = value.strip()
         value = read_yaml(text, f"{name}: {said(text)}") if text.startswith("[") else text.split(",")
     items = list(value) if isinstance(value, list | tuple) else [value]
-    meant = [_read_one(name, kind, item) for item in items]
+    meant = [None if item == "" else _read_one(name, kind, item) for item in items]
     if None in meant:
         wrong = items[meant.index(None)]
-        empty = " (write [] for an empty one)" if wrong in (None, "") else ""
+        empty = " (or [] for none)" if wrong in (None, "") else ""
         raise ParameterError(
-            f"{name} must be a list, such as {examples}{empty}; {said(wrong)} in it is not {asked}"
+            f"{name} must be a list, such as {example}{empty}; {said(wrong)} in it is not {asked}"
         )
     return [_in_range(name, each) for each in meant]
 
