@@ -59,7 +59,8 @@ with open(runs.home() / "calls.txt", "a") as calls:
 pieces = sorted(path.name for path in folder.glob("predictions/*.csv.gz"))
 with gzip.open(folder / "predictions.csv.gz", "wt") as table:
     table.write("\\n".join(["image", *pieces]))
-results = {"run": run, "parameters": {"seed": seed, "weights_dir": "/some/where"}, "training_precision": "float32"}
+parameters = runs.parameters_used(run) | {"seed": seed, "weights_dir": "/some/where"}
+results = {"run": run, "parameters": parameters, "training_precision": "float32"}
 results["metrics"] = [{"n": len(pieces)}, {"n": 0}]
 (folder / "results.json").write_text(json.dumps(results))
 (folder / "summary.md").write_text(f"# Toy\\n\\n{len(pieces)} pieces\\n")
@@ -163,6 +164,29 @@ def test_a_profile_with_a_typo_or_broken_yaml_is_named(notebooks):
         profile.write_text(text)
         with pytest.raises(profiles.ParameterError, match=r"typo\.yaml"):
             profiles.load("typo", notebooks)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, "is not a readable notebook"),
+        ('{"cells": [1]}', "is not a readable notebook"),
+        ('{"cells": [{"cell_type": "code"}]}', "is not a readable notebook"),
+        ("[]", "is not a readable notebook"),
+    ],
+)
+def test_a_damaged_notebook_is_named(notebooks, capsys, text, words):
+    (notebooks / "02_second.ipynb").write_text(text)
+    assert study.main(["toy"], notebooks) == 2
+    assert "02_second.ipynb" in (shown := capsys.readouterr().err) and words in shown
+
+
+@pytest.mark.parametrize("parameters", ["run: str =", "run: str = 2 * text", "a, b = 1, 2"])
+def test_a_parameter_that_is_no_constant_is_named(notebooks, capsys, parameters):
+    write_notebook(notebooks / "02_second.ipynb", parameters, SECOND)
+    assert study.main(["toy"], notebooks) == 2
+    shown = capsys.readouterr().err
+    assert "02_second.ipynb" in shown and "lines of the form 'name: type = constant'" in shown
 
 
 def test_parameters_are_read_with_types_and_paths_become_absolute(notebooks, monkeypatch):
@@ -321,6 +345,112 @@ def test_only_what_changed_runs_again(notebooks, capfd, snapshot, monkeypatch):
     assert "split.csv" in capfd.readouterr().err and calls(notebooks) == []
     assert study.main(["toy", "--without", "02"], notebooks) == 2
     assert "holds results of 02_second:" in capfd.readouterr().err
+
+
+def test_the_report_says_the_parameters_of_stages_that_wrote_the_same(notebooks):
+    results = notebooks.parent / "reports" / "toy" / "results.json"
+    study.run_study("toy", notebooks=notebooks)
+    assert json.loads(results.read_text())["parameters"]["learning_rate"] == 0.001
+    calls(notebooks)
+    study.run_study("toy", settings=["learning_rate=0.01"], notebooks=notebooks)
+    assert calls(notebooks) == ["first", "third"], (
+        "01 wrote what it had written, and 02 does not ask for the rate"
+    )
+    assert json.loads(results.read_text())["parameters"]["learning_rate"] == 0.01
+
+
+def test_a_copy_of_a_notebook_is_left_alone(notebooks, capsys):
+    study.run_study("toy", notebooks=notebooks)
+    capsys.readouterr(), calls(notebooks)
+    for copy in ("02_second-Copy1.ipynb", "04_mine.ipynb"):
+        shutil.copy(notebooks / "02_second.ipynb", notebooks / copy)
+    study.run_study("toy", notebooks=notebooks)
+    shown = capsys.readouterr().out
+    assert shown.count("unchanged, skipped") == 3 and calls(notebooks) == []
+    assert "left alone, since they are no part of the study: 02_second-Copy1.ipynb, 04_mine.ipynb\n" in shown
+    (notebooks / "02_second.ipynb").unlink()
+    with pytest.raises(profiles.ParameterError, match=r"lacks 02_second\.ipynb"):
+        study.run_study("toy", notebooks=notebooks)
+
+
+def test_what_an_older_runner_recorded_is_not_taken_for_this_study(notebooks):
+    stages = notebooks.parent / "runs" / "toy" / "stages"
+    stages.mkdir(parents=True)
+    runs.write_note(stages / "02.json", {"finished": True, "parameters": {"gone": 1, "seconds": 7}})
+    study.run_study("toy", notebooks=notebooks)
+    results = json.loads((notebooks.parent / "reports" / "toy" / "results.json").read_text())
+    assert "gone" not in results["parameters"] and results["parameters"]["seconds"] == 0
+
+
+def test_damaged_records_are_named_and_their_stages_run_again(notebooks, capsys):
+    study.run_study("toy", notebooks=notebooks)
+    calls(notebooks), capsys.readouterr()
+    stages = notebooks.parent / "runs" / "toy" / "stages"
+    lacking = json.loads((stages / "02_second.json").read_text())
+    del lacking["key"]
+    damages = {
+        "01_first": "[1, 2]",
+        "02_second": json.dumps(lacking),
+        "03_third": "[" * 100_000,
+        "published": '{"state": 1, "commit": 2, "files": 3}',
+    }
+    for name, text in damages.items():
+        (stages / f"{name}.json").write_text(text)
+    assert study.main(["toy"], notebooks) == 0
+    shown = capsys.readouterr().out
+    assert calls(notebooks) == ["first", "second", "third"], "the work inside a stage is kept"
+    for name in damages:
+        assert f"stages/{name}.json is damaged: {name} counts as never run\n" in shown
+    assert study.main(["toy"], notebooks) == 0 and calls(notebooks) == []
+
+    # One digit of one record.
+    record = (stages / "02_second.json").read_text()
+    number = re.search(r'"seconds": (\d)', record)
+    (stages / "02_second.json").write_text(
+        record.replace(number[0], f'"seconds": {(int(number[1]) + 1) % 10}')
+    )
+    assert study.main(["toy"], notebooks) == 0 and calls(notebooks) == ["second"]
+
+
+def test_only_this_environments_kernel_and_code_compute_and_the_report_names_them(
+    notebooks, monkeypatch, tmp_path
+):
+    other = tmp_path / "jupyter" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    spec = {"argv": ["false", "{connection_file}"], "display_name": "another Python", "language": "python"}
+    (other / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    (tmp_path / "elsewhere" / "lib").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "lib" / "__init__.py").write_text("raise ImportError('other code')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "elsewhere"))
+    # The last notebook says what computes there; for the others this process speaks.
+    says = "import gzip, json, sys\nfrom lib import runs\nruns.show_environment()\nassert sys.executable == "
+    write_notebook(
+        notebooks / "03_third.ipynb",
+        'run: str = "toy"\nseed: int = 0',
+        THIRD.replace("import gzip, json\nfrom lib import runs", says + repr(sys.executable)),
+    )
+    real = runs.environment()
+    lies = {"versions": {"torch": "0.1"}, "device": "another machine", "commit": ""}
+    monkeypatch.setattr(runs, "environment", lambda: lies)
+    study.run_study("toy", notebooks=notebooks)
+    found = json.loads((notebooks.parent / "reports" / "toy" / "results.json").read_text())["provenance"]
+    assert found["device"] == f"another machine and {real['device']}"
+    assert found["versions"]["torch"] == f"0.1 and {real['versions']['torch']}"
+    assert found["versions"]["numpy"] == real["versions"]["numpy"]
+
+
+def test_a_report_names_the_commits_whose_code_computed_it(notebooks, monkeypatch):
+    def published(commit, *settings):
+        monkeypatch.setattr(runs, "commit", lambda: commit)
+        report = study.run_study("toy", settings=settings, notebooks=notebooks)
+        return json.loads((report.parent / "results.json").read_text())["provenance"]["commit"]
+
+    assert published("one-dirty") == "one-dirty"
+    assert published("two") == "two", "the same code, committed since"
+    assert published("three") == "two", "nothing was computed since"
+    assert published("four", "run=clean") == "four"
+    assert published("five", "run=clean", "seed=1") == "four and five"
 
 
 def test_a_failing_cell_is_named_and_the_last_report_stays(notebooks, capsys, snapshot):
