@@ -520,6 +520,32 @@ def test_the_main_comparisons_are_corrected_by_themselves():
         for test in (("none", 0.0), ("worst_case", 3 / 255))
     }, "not color only, and not at another epsilon"
     assert main["p_main"].tolist() == evaluation.holm(main["p_value"]).tolist()
+
+
+def test_no_headline_is_below_one_gray_level_where_another_epsilon_is():
+    asked = [
+        0.25 / 255,
+        0.5 / 255,
+        0.0039215,
+        8 / 255,
+    ]  # the third is 1/255, as a table with fewer digits holds it
+    assert evaluation.nearest(asked, 0.25 / 255) == asked[2]
+    assert evaluation.nearest(asked, 4 / 255) == asked[2], "the smaller of two as near"
+    assert evaluation.nearest(asked, 6 / 255) == asked[3]
+    assert evaluation.nearest([0.0, 0.25 / 255], 4 / 255) == 0.25 / 255, "there is no other"
+    assert evaluation.middle([8 / 255, 0.25 / 255, 0.5 / 255]) == 8 / 255
+    assert evaluation.middle([64 / 255, 2 / 255, 4 / 255, 8 / 255]) == 8 / 255, "whatever their order"
+
+    table, margins = random_table(4)
+    made = [
+        rows(table, margins * sign, model, attack, k / 255)
+        for model, sign in (("baseline", 1), ("adversarial_training", -1))
+        for attack, k in (("none", 0), ("pgd", 0.25), ("pgd", 2))
+    ]
+    everything = evaluation.with_worst_case(pd.concat(made))
+    found = evaluation.comparisons(everything, "adversarial_training", 0.25 / 255)
+    main = found[found["p_main"].notna() & (found["attack"] == "worst_case")]
+    assert main["epsilon"].tolist() == [2 / 255]
     assert found["p_holm"].tolist() == evaluation.holm(found["p_value"]).tolist()
     rates = evaluation.metrics(everything).query("subset == 'all'").set_index(["model", "attack", "epsilon"])
     for row in main.to_dict("records"):

@@ -79,6 +79,64 @@ def test_each_profile_sets_every_parameter(path):
     assert profile["run"] == path.stem
 
 
+def parameters_by_hand(notebook, **edited):
+    """The variables of a notebook whose cell of parameters was edited, after the cell of imports."""
+    cells = [cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
+    variables = {"__name__": "__main__"}
+    exec(cells[0], variables)
+    variables.update(edited)
+    exec(cells[1], variables)
+    return variables
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_each_notebook_reads_its_parameters_as_the_runner_does(path, capsys):
+    spelled = {
+        "run": 7,
+        "split_by": " case",
+        "image_size": 64.0,
+        "epsilons": "2, 4",
+        "magnifications": 100,
+        "skip_bad_files": "no",
+        "seed": "1e0",
+        "pretrained": None,
+        "recipes": "pgd",
+        "compare_with": "[]",
+    }
+    meant = {
+        "run": "7",
+        "split_by": "case",
+        "image_size": 64,
+        "epsilons": [2, 4],
+        "magnifications": [100],
+        "skip_bad_files": False,
+        "seed": 1,
+        "pretrained": "none",
+        "recipes": ["pgd"],
+        "compare_with": [],
+    }
+    own = profiles.declared_in(path)
+    found = parameters_by_hand(path, **_own(path, spelled))
+    assert {name: found[name] for name in _own(path, meant)} == _own(path, meant)
+    assert {name: found[name] for name in own.keys() - meant.keys()} == {
+        name: default for name, (_, default) in own.items() if name not in meant
+    }
+    for name, value, words in (
+        ("skip_bad_files", "maybe", "skip_bad_files must be true or false, not 'maybe'"),
+        ("noise_sigma", 25, "25 gray levels of 255 are 0.098"),
+        ("epsilons", [0.01, 0.03], r"fractions of the value range: \[2.55, 7.65\]"),
+        ("split_by", "cases", "there is no 'cases': did you mean 'case'"),
+        ("run", "../x", "must be a plain folder name"),
+    ):
+        if name in own:
+            with pytest.raises(profiles.ParameterError, match=words):
+                parameters_by_hand(path, **{name: value})
+    if "epsilons" in own:
+        capsys.readouterr()
+        parameters_by_hand(path, epsilons=[0.25, 0.5, 1, 8])
+        assert "below one gray level: 0.25/255, 0.5/255. No 8-bit image" in capsys.readouterr().out
+
+
 def test_each_notebook_alone_says_which_to_run_first(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_HOME", str(tmp_path))
     for path in NOTEBOOKS[1:]:

@@ -133,3 +133,12 @@ def test_an_odd_profile_ends_in_one_sentence(tmp_path, monkeypatch, text, words)
     with pytest.raises(values.ParameterError) as error:
         profiles.resolve(profile, None, (), STAGES)
     assert words in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_small_epsilons_beside_larger_ones_are_said_and_studied(capsys):
+    settings = ("epsilons=[0.25, 1, 4]", "train_epsilon=0.5")
+    found = profiles.resolve("smoke", None, settings, STAGES)
+    assert found["epsilons"] == [0.25, 1, 4] and found["train_epsilon"] == 0.5
+    assert "below one gray level: 0.25/255, 0.5/255. No 8-bit image" in capsys.readouterr().out
+    profiles.resolve("smoke", None, (), STAGES)
+    assert capsys.readouterr().out == ""
