@@ -447,10 +447,14 @@ def comparisons(predictions, primary="", train_epsilon=0.0, resamples=2000, seed
 def nearest(epsilons, aim):
     """Of these epsilons the one nearest to another, the smaller of two as near; all are fractions, of records or not.
 
-    One below a gray level, where no 8-bit image changes, is taken only where there is no other.
+    Of those below one gray level only where there is no other (`visible`).
     """
-    visible = [each for each in epsilons if round(each * 255, 3) >= 1]
-    return min(sorted(visible or epsilons), key=lambda each: round(abs(each - aim), 5))
+    return min(sorted(visible(epsilons)), key=lambda each: round(abs(each - aim), 5))
+
+
+def visible(epsilons):
+    """The epsilons of one gray level or more, since below it no 8-bit image changes; all of them where none is so large."""
+    return [each for each in epsilons if round(each * 255, 3) >= 1] or list(epsilons)
 
 
 def middle(epsilons):

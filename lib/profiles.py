@@ -24,6 +24,8 @@ SPLITS = ("image", "case", "fold")
 PRECISIONS = ("auto", "float32", "bfloat16")
 # Values of data_root: synthetic tissue, and the database, downloaded where it is missing.
 NO_FOLDER = ("synthetic", "breakhis")
+# How the cell begins in which papermill puts the values that it was given.
+INJECTED = "# Parameters\n"
 # The longest profile here has 2 kB.
 LARGEST_PROFILE = 10**5
 
@@ -53,8 +55,13 @@ def check(namespace):
 
     namespace: the notebook's variables, of which those with an annotation are its parameters. papermill and people write a value
     in several ways: 100 or "100, 200" for a list, "no" for False, 64.0 for 64, None for "none". Raises ParameterError for what
-    cannot be meant, where the runner does, and says how to spell it.
+    cannot be meant, where the runner does, and says how to spell it; also for a name that papermill was given and no notebook has.
     """
+    known = load("quick")
+    for cell in namespace.get("In", ()):
+        for name in re.findall(r"^(\w+) = ", cell, re.MULTILINE) if cell.startswith(INJECTED) else ():
+            if name not in known and not name.startswith("PAPERMILL_"):
+                raise ParameterError(f"unknown parameter {name!r}{_nearest(name, sorted(known))}")
     declared = {
         name: annotation
         for name, kind in namespace.get("__annotations__", {}).items()

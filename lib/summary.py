@@ -141,7 +141,7 @@ def _in_short(results, rows, split_by, primary_defense):
                 f"against the baseline {change(model, attack, epsilon)}; clean {change(model, 'none', 0.0)}; "
                 f"clean specificity {wording.number(rows[model, 'none', 0.0]['specificity'])}."
             )
-    largest = max([each for each in epsilons if each < checks.HUGE], default=epsilons[-1])
+    largest = max([each for each in evaluation.visible(epsilons) if each < checks.HUGE], default=epsilons[-1])
     strongest = [rows[key] for key in rows if key[1:] == ("pgd", largest)]
     lines.append(
         f"- Under PGD at {wording.format_epsilon(largest)} no model keeps more than "

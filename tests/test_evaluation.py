@@ -533,6 +533,7 @@ def test_no_headline_is_below_one_gray_level_where_another_epsilon_is():
     assert evaluation.nearest(asked, 4 / 255) == asked[2], "the smaller of two as near"
     assert evaluation.nearest(asked, 6 / 255) == asked[3]
     assert evaluation.nearest([0.0, 0.25 / 255], 4 / 255) == 0.25 / 255, "there is no other"
+    assert evaluation.visible(asked) == asked[2:] and evaluation.visible(asked[:2]) == asked[:2]
     assert evaluation.middle([8 / 255, 0.25 / 255, 0.5 / 255]) == 8 / 255
     assert evaluation.middle([64 / 255, 2 / 255, 4 / 255, 8 / 255]) == 8 / 255, "whatever their order"
 

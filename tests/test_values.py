@@ -1,8 +1,13 @@
 """What a value means, however papermill, YAML, the command line or a hand in JupyterLab spell it."""
 
+import json
 import os
+import subprocess
+import sys
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 from papermill.cli import _resolve_type
 
 from lib import profiles, runs, study, values
@@ -142,3 +147,65 @@ def test_small_epsilons_beside_larger_ones_are_said_and_studied(capsys):
     assert "below one gray level: 0.25/255, 0.5/255. No 8-bit image" in capsys.readouterr().out
     profiles.resolve("smoke", None, (), STAGES)
     assert capsys.readouterr().out == ""
+
+
+def test_a_report_to_compare_with_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_HOME", str(tmp_path))
+    (tmp_path / "reports" / "other").mkdir(parents=True)
+    (tmp_path / "reports" / "other" / "results.json").write_text('{"run": "oth')
+    with pytest.raises(values.ParameterError, match="is damaged; publish it again, or leave it out"):
+        profiles.resolve("smoke", None, ["compare_with=other"], STAGES)
+
+
+def by_papermill(folder, *arguments):
+    """What a notebook with a few parameters has after the check, by papermill's own command line."""
+    cells = [
+        new_code_cell(
+            'run: str = "quick"\nskip_bad_files: bool = False\nmagnifications: list[int] = [100]\nimage_size: int = 64\n'
+            'pretrained: str = "200X"\nepsilons: list[float] = [2, 4]',
+            metadata={"tags": ["parameters"]},
+        ),
+        new_code_cell("from lib import profiles\n\nprofiles.check(globals())"),
+        new_code_cell(
+            "import json\nfrom pathlib import Path\n"
+            'Path("found.json").write_text(json.dumps({name: globals()[name] for name in __annotations__}))'
+        ),
+    ]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=metadata), folder / "in.ipynb")
+    command = [sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb", "--no-progress-bar", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(runs.ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
+
+
+def test_papermills_own_command_line_means_what_was_typed(tmp_path):
+    typed = [
+        "run",
+        "7",
+        "skip_bad_files",
+        "no",
+        "magnifications",
+        "100,200",
+        "image_size",
+        "64.0",
+        "pretrained",
+        "None",
+    ]
+    asked = [word for pair in zip(["-p"] * 5, typed[::2], typed[1::2], strict=True) for word in pair]
+    profile = ["-f", str(study.NOTEBOOKS / "profiles" / "smoke.yaml")]
+    done = by_papermill(tmp_path, *profile, *asked, "-y", "epsilons: 4", "--inject-paths")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "found.json").read_text()) == {
+        "run": "7",
+        "skip_bad_files": False,
+        "magnifications": [100, 200],
+        "image_size": 64,
+        "pretrained": "none",
+        "epsilons": [4],
+    }
+
+
+def test_papermill_is_told_of_a_name_that_no_notebook_has(tmp_path):
+    done = by_papermill(tmp_path, "-p", "epsilon", "[1, 2]")
+    assert done.returncode == 1 and not (tmp_path / "found.json").exists()
+    assert "ParameterError: unknown parameter 'epsilon': did you mean 'epsilons'?" in done.stderr
