@@ -115,7 +115,8 @@ def _left(stages, without, folder):
             f"notebook {', '.join(sorted(unknown))} cannot be left out, only {', '.join(OPTIONAL)}"
         )
     left_out = [name for name, number in numbers.items() if {name, number} & set(without)]
-    if ran := [name for name in left_out if _record(folder, name)]:
+    # Also where its record is damaged, or an earlier version's, which knew stages by their numbers.
+    if ran := [name for name in left_out if any((folder / "stages").glob(f"{numbers[name]}*.json"))]:
         raise profiles.ParameterError(
             f"the run {folder.name} holds results of {', '.join(ran)}: choose another run name"
         )
@@ -204,7 +205,7 @@ def _key(notebook, parameters, noted, inputs):
     weights = [
         Path(start) for start in (parameters.get("pretrained", ""), *parameters.get("other_starts", []))
     ]
-    read = [runs.file_hash(path) if path.is_file() else None for path in (*beside, *weights)]
+    read = [runs.file_hash(path) if os.path.isfile(path) else None for path in (*beside, *weights)]
     folders = [_data_state(parameters.get("data_root")), _data_state(parameters.get("weights_dir") or None)]
     return runs.digest([sources, code, values, inputs, folders, read])
 
@@ -483,7 +484,7 @@ def _record(folder, name):
     file = folder / "stages" / f"{name}.json"
     record = runs.read_note(file)
     if not record and os.path.lexists(file):
-        print(f"{_shown(file)} is damaged: {name} counts as never run", flush=True)
+        print(f"{_shown(file)} is damaged and does not count; what it records is made anew", flush=True)
     return record
 
 

@@ -400,7 +400,7 @@ def test_damaged_records_are_named_and_their_stages_run_again(notebooks, capsys)
     shown = capsys.readouterr().out
     assert calls(notebooks) == ["first", "second", "third"], "the work inside a stage is kept"
     for name in damages:
-        assert f"stages/{name}.json is damaged: {name} counts as never run\n" in shown
+        assert f"stages/{name}.json is damaged and does not count; what it records is made anew\n" in shown
     assert study.main(["toy"], notebooks) == 0 and calls(notebooks) == []
 
     # One digit of one record.
