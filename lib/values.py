@@ -64,7 +64,8 @@ def read(name, annotation, value):
         return _in_range(name, meant)
     if isinstance(value, str):
         text = value.strip()
-        value = read_yaml(text, f"{name}: {said(text)}") if text.startswith("[") else text.split(",")
+        listed = text.startswith("[")
+        value = read_yaml(text, f"{name}: {said(text)}") if listed else re.split(r"\s*,\s*", text)
     items = list(value) if isinstance(value, list | tuple) else [value]
     meant = [None if item == "" else _read_one(name, kind, item) for item in items]
     if None in meant:
