@@ -175,14 +175,15 @@ def code_hash(*parts):
     count either: hours of training are not thrown away for a better sentence or for a function that they never call.
     """
     ahead, reached = [], {}
+    defined_in = lru_cache(lambda module: _definitions(_source(module)))  # each file is read once a call
     for part in parts:
         if isinstance(part, str):
-            ahead += [(part, name) for name in _definitions(_source(part))[0]]
+            ahead += [(part, name) for name in defined_in(part)[0]]
         elif getattr(part, "__module__", "").startswith("lib."):
             ahead.append((part.__module__.removeprefix("lib."), part.__qualname__.split(".")[0]))
     while ahead:
         module, name = ahead.pop()
-        definitions, imported = _definitions(_source(module))
+        definitions, imported = defined_in(module)
         if (module, name) in reached or name not in definitions:
             continue
         reached[module, name] = ast.unparse(definitions[name])
