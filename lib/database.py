@@ -126,17 +126,22 @@ def _unpack(archive, done):
         shutil.rmtree(half, ignore_errors=True)
 
 
-def split_by_fold(root, index, selected, source=None, seed=0):
+def split_by_fold(root, index, selected, source=None, seed=0, sources=()):
     """The five folds as published: the selected images five times, with split, split_by "fold" and fold 0 to 4.
 
     root: a folder that holds dsfold1.txt to dsfold5.txt anywhere below it, with lines name|magnification|fold|train or test.
     index: all images that are there (`data.index_images`), selected: those to split, source: images of other magnifications, for
     starting weights only, or None; they are split by the same files.
-    A tenth of the training images of each class and magnification is drawn for validation. The folds are by patient folder, so
+    sources: all magnifications that starting weights are trained on, also selected ones.
+    A tenth of the training images of each class and magnification is drawn for validation, one where there are two to nine. The folds are by patient folder, so
     cases lie on both sides: how many is said. An image may be tested in several folds.
     Raises FileNotFoundError without the files, ValueError where a file names something that is no BreaKHis image, one
-    that a whole database does not hold, or one twice, or lacks a selected one.
+    that a whole database does not hold, or one twice, or lacks a selected one, or where a side lacks a class (`splits.check`).
     """
+    from lib import (
+        splits,
+    )  # here, since the runner imports this module and perceptual hashes take long to import
+
     wanted = selected if source is None else pd.concat([selected, source], ignore_index=True)
     whole = not missing(index)
     rng = np.random.default_rng(seed)
@@ -168,12 +173,14 @@ def split_by_fold(root, index, selected, source=None, seed=0):
             raise ValueError(f"{path}: {error}. Take the file anew from mkfold.tar.gz.") from error
         # By magnification too: starting weights are trained, and validated, on one alone.
         for _, train in table[table["split"] == "train"].groupby(["label", "magnification"]):
-            drawn = rng.permutation(train.index)[: max(1, len(train) // 10)]
+            drawn = rng.permutation(train.index)[: max(len(train) > 1, len(train) // 10)]
             table.loc[drawn, "split"] = "validation"
         crossing = data.cases_on_two_sides(table[table["split"] != "validation"])
         tqdm.write(f"fold {fold + 1} as published: {len(crossing)} cases lie both in training and in test")
         tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    table = pd.concat(tables, ignore_index=True)
+    splits.check(table, splits.trained_parts(selected, source, sources))
+    return table
 
 
 def _fold_lines(path):

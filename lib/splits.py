@@ -17,6 +17,9 @@ FEW_CASES = (
 )
 FOLDS = 5
 TEST_CASES = 5  # the fewest cases in a class that still give an interval
+MOST = 0.6  # of a class's images that may leave training for one other side: past it, the clearly smaller part would be learned from
+FEW = 8  # images of a class to train on, what the papers' rule leaves of the ten it needs: below it, the counts are shown
+SIDES = ("train", "validation", "test")
 
 
 def by_image(index, seed, folds=1):
@@ -26,15 +29,14 @@ def by_image(index, seed, folds=1):
     floor(0.1 n) for validation. Images of one case fall on several sides, so this split leaks. Returns the index, once for each
     fold, with split, split_by and fold. Raises ValueError where a class has fewer than ten images, or than folds.
     """
+    for label in data.CLASSES:
+        if (found := (index["label"] == label).sum()) < (needed := max(10, folds)):
+            raise ValueError(f"{found} {label} images are too few to split: at least {needed} are needed.")
     rng = np.random.default_rng(seed)
     tables = [index.assign(split="train", split_by="image", fold=fold) for fold in range(folds)]
     for label in data.CLASSES:
         rows = rng.permutation(np.flatnonzero(index["label"] == label))
         train, validation = len(rows) * 8 // 10, len(rows) // 10
-        if len(rows) < (needed := max(10, folds)):
-            raise ValueError(
-                f"{len(rows)} {label} images are too few to split: at least {needed} are needed."
-            )
         tests = np.array_split(rows, folds) if folds > 1 else [rows[train + validation :]]
         for table, test in zip(tables, tests, strict=True):
             rest = rows[~np.isin(rows, test)]
@@ -43,13 +45,16 @@ def by_image(index, seed, folds=1):
     return pd.concat(tables, ignore_index=True)
 
 
-def by_case(index, seed, folds=1):
+def by_case(index, seed, folds=1, parts=None):
     """The honest split: no case on two sides. Returns the index with split, split_by and fold.
 
     In one fold, where each class has fifteen cases or more: in each class a fifth of the cases (at least five, so that there is an
     interval) for test, a tenth (at least two) for validation. In several, and five where a class has fewer cases
     (StratifiedGroupKFold): every row once a fold, in each fold one part for test, and from the rest, in each class, cases that hold
-    at least a tenth of the images for validation. Raises ValueError where a class has fewer than five cases, or than folds.
+    at least a tenth of the images for validation. Cases are taken in random order, but never most of a class's images (`MOST`).
+    parts: the magnifications that models are trained on (`trained_parts`); by default all together. Each part gets both classes in
+    training and validation where that is possible (`check` says where it is not).
+    Raises ValueError where a class has fewer than five cases, or than folds.
     """
     smallest = index.groupby("label")["case"].nunique().reindex(list(data.CLASSES), fill_value=0)
     # A case that holds both classes is drawn with those of the class that fewer cases hold.
@@ -62,36 +67,140 @@ def by_case(index, seed, folds=1):
             f"Too few cases to split by case: {smallest['benign']} benign and {smallest['malignant']} malignant, "
             f"at least {needed} of each are needed. Use split_by: image, {'fewer folds, ' * (folds > FOLDS)}more magnifications or more subtypes."
         )
-    rng = np.random.default_rng(seed)
+    parts = parts or trained_parts(index)
+    sizes = {label: _case_sizes(index, label, parts) for label in data.CLASSES}
     if folds == 1 and smallest.min() >= FEW_CASES:
-        side = {}
+        rng, side = np.random.default_rng(seed), dict.fromkeys(cases.index, "train")
         for label in data.CLASSES:
             shuffled = rng.permutation(cases.index[cases == label].to_numpy(copy=True))
-            test = max(TEST_CASES, len(shuffled) // 5)
-            validation = max(2, len(shuffled) // 10)
-            side |= dict.fromkeys(shuffled, "train")
-            side |= dict.fromkeys(shuffled[:test], "test")
-            side |= dict.fromkeys(shuffled[test : test + validation], "validation")
+            studied = sizes[label][["all", 0]]  # starting weights are not tested
+            test = _held_out(shuffled, studied, count=max(TEST_CASES, len(shuffled) // 5))
+            rest = shuffled[~np.isin(shuffled, test)]
+            validation = _held_out(rest, sizes[label], count=max(2, len(shuffled) // 10))
+            side |= dict.fromkeys(test, "test") | dict.fromkeys(validation, "validation")
         return index.assign(split=index["case"].map(side), split_by="case", fold=0)
 
     # Here, since only notebook 01 splits and importing it takes a second.
     from sklearn.model_selection import StratifiedGroupKFold
 
-    tables, sizes = [], index["case"].value_counts()
     splitter = StratifiedGroupKFold(folds if folds > 1 else FOLDS, shuffle=True, random_state=seed)
-    for fold, (rest, test) in enumerate(splitter.split(index, index["label"], index["case"])):
-        table = index.assign(split="train", split_by="case", fold=fold)
-        table.loc[test, "split"] = "test"
-        held = cases[sorted(set(index["case"].iloc[rest]))]
+    dealt = [
+        set(index["case"].iloc[test]) for _, test in splitter.split(index, index["label"], index["case"])
+    ]
+    table = _in_folds(index, dealt, cases, sizes, seed)
+    if missing := _count_empty(table, parts):
+        # The splitter evens out images; where a class has few cases, that may cost one fold all of them.
+        other = _in_folds(index, _dealt(cases, sizes, rarer, len(dealt), seed), cases, sizes, seed)
+        table = other if _count_empty(other, parts) < missing else table
+    return table
+
+
+def _case_sizes(index, label, parts):
+    """A row for each case: all its images, and under 0, 1, ... those of this class in each part."""
+    rows = index[index["label"] == label]
+    columns = {"all": index["case"].value_counts()}
+    for number, part in enumerate(parts):
+        columns[number] = rows.loc[rows["magnification"].isin(part), "case"].value_counts()
+    return pd.DataFrame(columns).fillna(0).astype(int)
+
+
+def _held_out(shuffled, sizes, count=0, share=0.0):
+    """Cases to leave training: in their order, until there are `count`, with this share of the images and some of every part.
+
+    Passed over are those that would take more than `MOST` of the images, or the last ones of a part.
+    """
+    sizes = sizes.loc[shuffled].to_numpy()
+    whole = sizes.sum(axis=0)
+    chosen, taken = [], 0 * whole
+    for case, own in zip(shuffled, sizes, strict=True):
+        enough = len(chosen) >= count and taken[0] >= share * whole[0]
+        if enough and ((taken > 0) | (whole == 0)).all():
+            break
+        after = taken + own
+        if after[0] <= MOST * whole[0] and ((after < whole) | (whole == 0)).all():
+            chosen.append(case)
+            taken = after
+    return chosen
+
+
+def _in_folds(index, tests, cases, sizes, seed):
+    """The table of folds with these sets of test cases; validation is drawn from the rest."""
+    rng, tables = np.random.default_rng(seed), []
+    for fold, test in enumerate(tests):
+        side = dict.fromkeys(cases.index, "train") | dict.fromkeys(test, "test")
+        rest = cases[~cases.index.isin(test)]
         for label in data.CLASSES:
-            shuffled = rng.permutation(held.index[held == label].to_numpy(copy=True))
-            if not len(shuffled):
-                continue
-            images = sizes[shuffled].cumsum()
-            chosen = shuffled[: 1 + np.searchsorted(images, images.iloc[-1] / 10)]
-            table.loc[table["case"].isin(chosen), "split"] = "validation"
-        tables.append(table)
+            shuffled = rng.permutation(rest.index[rest == label].to_numpy(copy=True))
+            side |= dict.fromkeys(_held_out(shuffled, sizes[label], share=0.1), "validation")
+        tables.append(index.assign(split=index["case"].map(side), split_by="case", fold=fold))
     return pd.concat(tables, ignore_index=True)
+
+
+def _dealt(cases, sizes, rarer, folds, seed):
+    """The sets of test cases of each fold, dealt one by one, large cases first, so that each fold gets some of both classes."""
+    rng, tests = np.random.default_rng(seed), [[] for _ in range(folds)]
+    for label in sorted(data.CLASSES, key=lambda label: label != rarer):
+        images = sizes[label][0]
+        shuffled = rng.permutation(cases.index[cases == label].to_numpy(copy=True))
+        for case in images[shuffled].sort_values(ascending=False, kind="stable").index:
+            # To a fold that has fewer than two, where two folds would else leave one case to train and validate on.
+            have = [images[test] for test in tests]
+            order = [(min((each > 0).sum(), 2), each.sum(), fold) for fold, each in enumerate(have)]
+            tests[min(order)[-1]].append(case)
+    return tests
+
+
+def trained_parts(selected, source=None, sources=()):
+    """The magnifications that models are trained on: those of the selected images together, then each source by itself.
+
+    source: images of other magnifications, or None; sources: magnifications that starting weights are trained on.
+    """
+    studied = sorted(selected["magnification"].unique())
+    alone = {*sources, *(() if source is None else source["magnification"])}
+    return [studied, *([each] for each in sorted(alone) if [each] != studied)]
+
+
+def check(table, parts):
+    """Raise ValueError, with the counts, where a side of a fold lacks a class; say where few images are left to train on.
+
+    table: of one split; parts: as in `trained_parts`. Sources need no test side: no model is judged on them.
+    """
+    split_by, empty, few = table["split_by"].iloc[0], [], []
+    for fold, part, counts in _tallies(table, parts):
+        at = "" if part == parts[0] else f", starting weights at {part[0]}X"
+        sides = [f"{side} {row['benign']} + {row['malignant']}" for side, row in counts.iterrows()]
+        said = f"fold {fold}{at}: {', '.join(sides)}"
+        if (counts == 0).any(axis=None):
+            empty.append(said)
+        elif counts.loc["train"].min() < FEW or (counts.loc["train"] < counts.loc["validation"]).any():
+            few.append(said)
+    for found in (empty, few):
+        found[3:] = [f"and {len(found) - 3} more"] * (len(found) > 3)
+    if empty:
+        raise ValueError(
+            f"The split by {split_by} leaves a side without one of the classes (images, benign + malignant; {'; '.join(empty)}): "
+            "take more images, fewer folds, or another split_by."
+        )
+    if few:
+        tqdm.write(
+            f"The split by {split_by} leaves few images to train on (benign + malignant; {'; '.join(few)}): "
+            "models of such a fold say little."
+        )
+
+
+def _tallies(table, parts):
+    """For each part and fold: (fold, part, images), the last a table with a row for each side that is needed and a column for each class."""
+    for part in parts:
+        needed = list(SIDES if part == parts[0] else SIDES[:2])
+        rows = table[table["magnification"].isin(part)]
+        for fold in sorted(table["fold"].unique()):
+            own = rows[rows["fold"] == fold]
+            counts = pd.crosstab(own["split"], own["label"])
+            yield fold, part, counts.reindex(index=needed, columns=list(data.CLASSES), fill_value=0)
+
+
+def _count_empty(table, parts):
+    return sum((counts == 0).sum(axis=None) for *_, counts in _tallies(table, parts))
 
 
 def source_magnification(pretrained):
@@ -109,29 +218,46 @@ def source_magnifications(starts):
     return sorted({source_magnification(start) for start in starts} - {None})
 
 
-def make(selected, source=None, split_by="image", seed=0, folds=1):
-    """Both splits of the selected images, the one to train on (`split_by`) first; by case only where there are cases enough.
+def make(selected, source=None, split_by="image", seed=0, folds=1, sources=()):
+    """Both splits of the selected images, the one to train on (`split_by`) first; the other only where it can be made.
 
     source: images of other magnifications, for starting weights only, or None. They fall on the same side as their case where
-    the split is by case. folds: of either split; by case five in place of one where cases are few. Raises ValueError where the
-    split to train on cannot be made.
+    the split is by case. folds: of either split; by case five in place of one where cases are few. sources: all magnifications
+    that starting weights are trained on, also selected ones. Raises ValueError where the split to train on cannot be made, or
+    leaves a side without images of a class (`check`).
     """
     source = source if source is not None and len(source) else None
     everything = selected if source is None else pd.concat([selected, source], ignore_index=True)
+    parts = trained_parts(selected, source, sources)
 
     def split(kind):
+        # Starting weights are trained on the first split alone.
+        needed = parts if kind == split_by else parts[:1]
         if kind == "case":
-            return [by_case(everything, seed, folds)]
-        return [by_image(part, seed, folds) for part in (selected, source) if part is not None]
+            table = by_case(everything, seed, folds, needed)
+        else:
+            beside = [] if source is None else [source]
+            table = pd.concat(
+                [by_image(each, seed, folds) for each in (selected, *beside)], ignore_index=True
+            )
+            if len(needed) > 2 and _count_empty(
+                table, needed
+            ):  # together, one source may get none of a class
+                beside = [rows.reset_index(drop=True) for _, rows in source.groupby("magnification")]
+                table = pd.concat(
+                    [by_image(each, seed, folds) for each in (selected, *beside)], ignore_index=True
+                )
+        check(table, needed)
+        return table
 
     other = {"image": "case", "case": "image"}
     if split_by not in other:
         raise ValueError(
             f"Unknown split_by {split_by!r}: use image (as the papers split), case, or fold (as published)."
         )
-    tables = split(split_by)
+    tables = [split(split_by)]
     try:
-        tables += split(other[split_by])
+        tables.append(split(other[split_by]))
     except ValueError as error:
         tqdm.write(f"only split by {split_by}: {error}")
     return pd.concat(tables, ignore_index=True)
