@@ -281,8 +281,10 @@ def _counts(index):
 def load_split(path):
     """Read a split table, checked: no case on two sides of a fold where it says it is by case, no image twice in a fold.
 
-    Raises ValueError where that does not hold.
+    Raises ValueError where that does not hold, and where the file is not as notebook 01 wrote it.
     """
+    if runs.is_damaged(path):
+        raise ValueError(f"{path} is not as notebook 01 wrote it: run notebook 01 again.")
     text = dict.fromkeys(("image", "label", "subtype", "case", "patient", "page"), str)
     table = pd.read_csv(path, dtype=text, keep_default_na=False)
     for (split_by, fold), rows in table.groupby(["split_by", "fold"]):

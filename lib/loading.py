@@ -1,6 +1,10 @@
 """The images of a split as arrays: each decoded once and kept, and one side of one fold for training or testing."""
 
+import contextlib
+import functools
 import hashlib
+import os
+import zlib
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -14,7 +18,7 @@ from tqdm import tqdm
 from lib import data, runs
 from lib.decoding import decode, field_width
 
-NAME_LENGTH = 65  # bytes of a line in the pixel cache's list: 64 hexadecimal digits and the end of the line
+LINE = 74  # bytes of a line in the list of kept pixels (`_line`)
 SMALLEST_IMAGE = 32  # pixels; DenseNet-121 halves the size five times
 
 
@@ -82,7 +86,8 @@ class Images:
 def open_images(path, image_size, magnifications=(), split_by=None):
     """The images of a split table (`data.load_split`), of these magnifications and of one of its splits (the first by default).
 
-    Raises ValueError, saying what is there, where that selects nothing.
+    Raises ValueError, saying what is there, where that selects nothing, and where the images or their list are not as notebook 01
+    read them. Images may be gone, as long as their pixels are kept.
     """
     whole = table = data.load_split(path)
     table = table[table["split_by"] == (split_by or table["split_by"].iloc[0])]
@@ -94,47 +99,104 @@ def open_images(path, image_size, magnifications=(), split_by=None):
         raise ValueError(
             f"{path} has no split by {split_by} of magnification {list(magnifications)} ({said}): run notebook 01 with the same parameters."
         )
+    try:
+        _check_list(runs.recipe_of(path))
+        _check_sources(table)
+    except ValueError:
+        with contextlib.suppress(OSError):
+            runs.forget_recipe(path)  # so that the runner makes the split again
+        raise
     pixels, table = load_pixels(table, image_size)
     return Images(table, pixels)
+
+
+def source_of(root):
+    """What a split hangs on besides the images' bytes: their folder, and the sha256 of the list in it (None without one)."""
+    root = Path(root).expanduser().resolve()
+    listed = root / data.LIST
+    return {"root": str(root), "list": runs.file_hash(listed) if listed.is_file() else None}
+
+
+def _check_list(source):
+    """Raise ValueError where the list of images is not the one that notebook 01 read. source: of `source_of`, or {}."""
+    if source and Path(source["root"]).is_dir() and source != source_of(source["root"]):
+        listed = Path(source["root"]) / data.LIST
+        raise ValueError(f"{listed} changed since notebook 01 read it: run notebook 01 again.")
+
+
+def _check_sources(table):
+    """Raise ValueError where an image is not the one that notebook 01 read; one that is gone passes."""
+    table = table.drop_duplicates("path")
+    with ThreadPool() as pool:
+        hashes = pool.imap(_hash_now, table["path"])
+        found = list(tqdm(hashes, desc="checking", total=len(table), unit="image", delay=10))
+    changed = [
+        path
+        for path, read, now in zip(table["path"], table["sha256"], found, strict=True)
+        if now not in (read, None)
+    ]
+    if changed:
+        raise ValueError(
+            f"{len(changed)} images changed since notebook 01 read them ({', '.join(changed[:3])}"
+            f"{', ...' * (len(changed) > 3)}): run notebook 01 again."
+        )
+
+
+def _hash_now(path):
+    """The sha256 of a file's bytes, read once a process unless the file changes; None where it cannot be read."""
+    try:
+        state = os.stat(path)
+        return _hash(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    except OSError:
+        return None
+
+
+@functools.cache
+def _hash(path, *state):
+    return runs.file_hash(path)
 
 
 def load_pixels(table, image_size, skip_bad_files=False, cache=None):
     """The table's images as memory-mapped uint8 (n, image_size, width, 3), and the table (renumbered).
 
-    Each file is decoded once for each size, ever: `cache` (runs/.cache) holds one growing array a size and, beside it, the
-    keys of its rows (`_cache_key`). Unreadable files raise ValueError, all named; with `skip_bad_files` they are left out of both.
+    Each file is decoded once for each size, ever: `cache` (runs/.cache) holds one growing array a size and, beside it, a list with
+    the key and checksum of each row (`_line`). Rows that do not fit theirs are said, and decoded again.
+    Raises FileNotFoundError for images that are gone and not kept, ValueError for unreadable ones, all named; with `skip_bad_files`
+    the unreadable are left out of both.
     """
     if image_size < SMALLEST_IMAGE or image_size % SMALLEST_IMAGE:
         raise ValueError(
             f"image_size {image_size} does not fit DenseNet-121: use a multiple of {SMALLEST_IMAGE} pixels."
         )
     shape = (image_size, field_width(image_size), 3)
-    row_bytes = int(np.prod(shape))
     cache = Path(cache or runs.home() / "runs" / ".cache")
     cache.mkdir(parents=True, exist_ok=True)
-    stem = f"{image_size}-{runs.code_hash(decode)}"
-    pixels, names = cache / f"{stem}.uint8", cache / f"{stem}.sha256"
+    stem = f"{image_size}-{runs.code_hash(decode, _line)}"
+    pixels, rows = cache / f"{stem}.uint8", cache / f"{stem}.rows"
     table = table.assign(key=list(map(_cache_key, table["path"], table["sha256"])))
     bad = []
     with FileLock(cache / f"{stem}.lock"):
-        text = names.read_text() if names.exists() else ""
-        # Pixels that were lost, by a copy cut short say, are decoded anew.
-        whole = pixels.stat().st_size // row_bytes if pixels.exists() else 0
-        known = text[: len(text) // NAME_LENGTH * NAME_LENGTH].split()[:whole]
-        position = {key: row for row, key in enumerate(known)}
+        lines, position = _kept(pixels, rows, shape, table["key"].unique())
         missing = table[~table["key"].isin(position)].drop_duplicates("key")
+        gone = [path for path in missing["path"] if not os.path.isfile(path)]
+        if gone:
+            raise FileNotFoundError(
+                f"{len(gone)} images are gone (the first: {gone[0]}), and {pixels} does not hold them undamaged: "
+                "put them back, or run notebook 01 on a folder that holds them."
+            )
         if len(missing):
-            # Pixels first, then the name: what a killed run half wrote lies past the last name and is overwritten.
+            _check_sources(missing)
+            # Pixels first, then their line: what a killed run half wrote lies past the last line and is overwritten.
             pixels.touch()
-            names.touch()
+            rows.touch()
             with (
                 runs.writing(pixels),
                 open(pixels, "r+b") as stored,
-                open(names, "r+") as listed,
+                open(rows, "r+b") as listed,
                 ThreadPool() as pool,
             ):
-                stored.seek(len(known) * row_bytes)
-                listed.seek(len(known) * NAME_LENGTH)
+                stored.seek(lines * int(np.prod(shape)))
+                listed.seek(lines * LINE)
                 listed.truncate()
                 pages = missing.get("page", [""] * len(missing))
                 decoded = pool.imap(
@@ -148,15 +210,41 @@ def load_pixels(table, image_size, skip_bad_files=False, cache=None):
                         continue
                     stored.write(image.tobytes())
                     stored.flush()
-                    listed.write(key + "\n")
+                    listed.write(_line(key, image))
                     listed.flush()
-                    position[key] = len(position)
+                    position[key] = lines
+                    lines += 1
     if bad:
         data.refuse([message for _, message in bad], "unreadable", skip_bad_files)
         table = table[~table["key"].isin({key for key, _ in bad})]
-    rows = table["key"].map(position).to_numpy()
-    stored = np.memmap(pixels, np.uint8, "r", shape=(len(position), *shape))
-    return Pixels(stored, rows), table.drop(columns="key").reset_index(drop=True)
+    stored = np.memmap(pixels, np.uint8, "r", shape=(lines, *shape))
+    pixels = Pixels(stored, table["key"].map(position).to_numpy())
+    return pixels, table.drop(columns="key").reset_index(drop=True)
+
+
+def _kept(pixels, rows, shape, wanted):
+    """How many rows are kept, and where the wanted ones lie that are undamaged: {key: row}."""
+    text = rows.read_bytes() if rows.exists() else b""
+    # Pixels that were lost, by a copy cut short say, are decoded anew.
+    whole = pixels.stat().st_size // int(np.prod(shape)) if pixels.exists() else 0
+    lines = [text[at : at + LINE] for at in range(0, len(text) // LINE * LINE, LINE)][:whole]
+    if not lines:
+        return 0, {}
+    last = {line[:64]: row for row, line in enumerate(lines)}  # a row made again comes later
+    found = {key: last[key.encode()] for key in wanted if key.encode() in last}
+    stored = np.memmap(pixels, np.uint8, "r", shape=(len(lines), *shape))
+    position = {key: row for key, row in found.items() if lines[row] == _line(key, stored[row])}
+    if damaged := len(found) - len(position):
+        tqdm.write(
+            f"{damaged} of {len(found)} images in {pixels} do not fit their checksums: they are decoded again"
+        )
+    return len(lines), position
+
+
+def _line(key, pixels):
+    """The line of the list for one row: its key, and a checksum (CRC-32) of key and pixels, 74 bytes."""
+    key = key.encode()
+    return b"%s %08x\n" % (key, zlib.crc32(pixels, zlib.crc32(key)))
 
 
 def _cache_key(path, sha256):

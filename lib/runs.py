@@ -260,6 +260,16 @@ def recipe_of(path):
     return noted if isinstance(noted, dict) else {}
 
 
+def is_damaged(path):
+    """Whether a file is not what `write_recipe` noted; False where nothing was noted."""
+    return _recipe_file(path).exists() and not is_whole(path)
+
+
+def forget_recipe(path):
+    """Take back `write_recipe`: the file stays, but does not count as finished work."""
+    _recipe_file(path).unlink(missing_ok=True)
+
+
 def precision(folder):
     """What a run's checkpoints were trained in, "bfloat16", say: the parameter "auto" does not tell."""
     recipes = map(recipe_of, (folder / "models").glob("*.json"))

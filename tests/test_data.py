@@ -1,4 +1,3 @@
-import os
 import shutil
 from pathlib import Path
 
@@ -261,13 +260,6 @@ def test_a_missing_class_says_what_is_there(published):
         data.select(published, magnifications=[50])
 
 
-def test_a_split_that_was_not_made_is_said(drawn, tmp_path):
-    splits.by_case(data.index_images(drawn), seed=0).to_csv(tmp_path / "split.csv", index=False)
-    for asked in (([200], "case"), ([100], "image")):
-        with pytest.raises(ValueError, match=r"\(by case: 100X\): run notebook 01"):
-            loading.open_images(tmp_path / "split.csv", 32, *asked)
-
-
 def test_a_split_by_case_that_leaks_is_refused_on_load(published, tmp_path):
     table = splits.by_image(published, seed=0)
     table.to_csv(tmp_path / "image.csv", index=False)
@@ -275,74 +267,6 @@ def test_a_split_by_case_that_leaks_is_refused_on_load(published, tmp_path):
     table.assign(split_by="case").to_csv(tmp_path / "case.csv", index=False)
     with pytest.raises(ValueError, match="cases on two sides"):
         data.load_split(tmp_path / "case.csv")
-
-
-def test_pixels_are_decoded_once(drawn, tmp_path, monkeypatch):
-    tree = shutil.copytree(drawn, tmp_path / "tree")
-    index = data.index_images(tree)
-    cache = tmp_path / "cache"
-    first, _ = loading.load_pixels(index.head(5), 32, cache=cache)
-    kept = first[:]
-    shutil.rmtree(tree)  # decoding anything again would fail
-    again, _ = loading.load_pixels(index.head(5).iloc[::-1], 32, cache=cache)
-    assert np.array_equal(again[:], kept[::-1])
-    assert first[:].shape == (5, 32, 49, 3) and first[2].shape == (32, 49, 3)
-    monkeypatch.setattr(loading.runs, "code_hash", lambda *parts: "another rule of decoding")
-    with pytest.raises(ValueError, match="5 unreadable"):
-        loading.load_pixels(index.head(5), 32, cache=cache)
-
-
-def test_one_file_under_two_kinds_of_names_is_squeezed_under_one_and_cut_under_the_other(drawn, tmp_path):
-    """The cache knows images by content; how they are decoded hangs on the name."""
-    (source, *_) = data.index_images(drawn)["path"]
-    table = pd.DataFrame({"path": [str(tmp_path / name) for name in (Path(source).name, "tile.png")]})
-    with Image.open(source) as image:
-        image.crop((0, 0, 460, 460)).save(table["path"][0])
-    shutil.copy(table["path"][0], table["path"][1])
-    pixels, rows = loading.load_pixels(table.assign(sha256="0" * 64), 32, cache=tmp_path / "cache")
-    for at, path in enumerate(table["path"]):
-        assert np.array_equal(pixels[at], decoding.decode(path, 32))
-    assert not np.array_equal(pixels[0], pixels[1]) and list(rows) == ["path", "sha256"]
-
-
-def test_a_half_written_cache_goes_on(drawn, tmp_path):
-    index = data.index_images(drawn)
-    whole = loading.load_pixels(index, 32, cache=tmp_path / "whole")[0][:]
-    loading.load_pixels(index.head(7), 32, cache=tmp_path / "half")
-    (pixels,), (names,) = (list((tmp_path / "half").glob(f"32-*.{kind}")) for kind in ("uint8", "sha256"))
-    with open(pixels, "ab") as pixels, open(names, "a") as names:
-        pixels.write(b"killed here")
-        names.write("0123")
-    assert np.array_equal(loading.load_pixels(index, 32, cache=tmp_path / "half")[0][:], whole)
-    os.truncate(pixels.name, 9 * whole[0].size + 5)
-    assert np.array_equal(loading.load_pixels(index, 32, cache=tmp_path / "half")[0][:], whole)
-
-
-def test_a_full_disk_while_decoding_loses_nothing(drawn, tmp_path, full_disk):
-    index = data.index_images(drawn)
-    whole = loading.load_pixels(index, 32, cache=tmp_path / "whole")[0][:]
-    with full_disk(5 * whole[0].size + 100), pytest.raises(OSError, match=r"uint8.*free some space"):
-        loading.load_pixels(index, 32, cache=tmp_path / "full")
-    assert np.array_equal(loading.load_pixels(index, 32, cache=tmp_path / "full")[0][:], whole)
-
-
-def test_damaged_images_are_named_and_left_out_only_when_asked(drawn, tmp_path):
-    tree = shutil.copytree(drawn, tmp_path / "tree")
-    one, two, *_ = sorted(tree.rglob("*.png"))
-    one.write_bytes(one.read_bytes()[:5000])
-    two.write_text("not an image")
-    index = data.index_images(tree)
-    with pytest.raises(ValueError, match="2 unreadable") as raised:
-        loading.load_pixels(index, 32, cache=tmp_path / "cache")
-    assert one.name in str(raised.value) and two.name in str(raised.value)
-    pixels, table = loading.load_pixels(index, 32, skip_bad_files=True, cache=tmp_path / "cache")
-    assert len(pixels) == len(table) == 18 and one.name not in set(table["image"])
-
-
-@pytest.mark.parametrize("size", [0, 31, 100])
-def test_a_size_that_the_network_cannot_take(drawn, size, tmp_path):
-    with pytest.raises(ValueError, match="multiple of 32"):
-        loading.load_pixels(data.index_images(drawn), size, cache=tmp_path)
 
 
 def test_a_squeezed_copy_shows_the_same_field_of_view(drawn, tmp_path):
@@ -353,13 +277,6 @@ def test_a_squeezed_copy_shows_the_same_field_of_view(drawn, tmp_path):
     one, two = (decoding.decode(path, 96).astype(int) for path in (original, squeezed))
     assert one.shape == two.shape == (96, 146, 3)
     assert np.abs(one - two).mean() < 3
-
-
-def test_evaluation_sees_the_central_square():
-    pixels = np.zeros((1, 32, 49, 3), np.uint8)
-    pixels[:, :, 8:40] = 255
-    crop = loading.center_crop(pixels)
-    assert crop.shape == (1, 3, 32, 32) and crop.min() == 1
 
 
 def test_real_images(breakhis, tmp_path):
