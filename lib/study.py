@@ -30,6 +30,7 @@ STAGES = (
 )
 WELCOME = "00_welcome"
 OPTIONAL = ("04_gaussian_noise_defense",)  # a study may go without; the others need each other
+TELLING = ("images.csv", "dsfold*.txt")  # in a folder of images, small files that say what the images are
 
 # The runner itself; every other module writes numbers, words or figures of a stage.
 NO_RESULTS = ("__init__", "profiles", "runs", "study", "values")
@@ -224,22 +225,30 @@ def _modules_named_in(source):
 
 
 def _data_state(data_root):
-    """Names, sizes and times of a folder's files; of the whole database, which is always the same, those of its folds alone.
+    """The files of a folder; of the whole database, which is always the same, those of its folds alone.
 
-    None for drawn tissue, and for the database before it is downloaded.
+    None for synthetic tissue, and for the database before it is downloaded.
     """
     if data_root in (None, "synthetic"):
         return None
     if data_root == "breakhis":
-        from lib import data, database
+        from lib import database
 
-        listing = _listing(runs.home() / "data" / "BreaKHis_v1", skip=())
-        images = sum(name.endswith(".png") for name in listing)
+        files = _file_states(runs.home() / "data" / "BreaKHis_v1")
+        images = sum(name.endswith(".png") for name in files)
         if images not in (0, database.TOTAL):
-            return listing
-        told = ("dsfold*.txt", data.LIST)
-        return {name: state for name, state in listing.items() if any(map(Path(name).match, told))} or None
-    return _listing(Path(data_root), skip=())
+            return files
+        return {name: state for name, state in files.items() if any(map(Path(name).match, TELLING))} or None
+    return _file_states(Path(data_root))
+
+
+def _file_states(folder):
+    """Each file's size and times, the last of which no program can set back; of those that say what images are, the content."""
+    return {
+        name: runs.file_hash(path) if any(map(path.match, TELLING)) else [*state, path.stat().st_ctime_ns]
+        for name, state in _listing(folder, skip=()).items()
+        for path in [folder / name]
+    }
 
 
 def _is_unchanged(folder, notebook, record, key, later):

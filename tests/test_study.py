@@ -573,3 +573,16 @@ def test_fold_files_put_beside_the_whole_database_are_noticed(tmp_path, monkeypa
     assert list(one) == ["dsfold1.txt"] and study._data_state("breakhis") != one
     (root / "b.png").unlink()
     assert "a.png" in study._data_state("breakhis"), "of a part every file counts"
+
+
+def test_what_a_folder_of_images_says_counts_even_with_size_and_time_kept(tmp_path):
+    for name in ("a.png", "images.csv", "dsfold1.txt"):
+        (tmp_path / name).write_text("benign")
+    before = study._data_state(tmp_path)
+    for name in before:
+        state = (tmp_path / name).stat()
+        (tmp_path / name).write_text("Benign")
+        os.utime(tmp_path / name, ns=(state.st_atime_ns, state.st_mtime_ns))
+        assert study._data_state(tmp_path)[name] != before[name]
+    (tmp_path / "images.csv").write_text("benign")
+    assert study._data_state(tmp_path)["images.csv"] == before["images.csv"], "its content alone"
