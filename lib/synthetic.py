@@ -5,12 +5,13 @@ The images are drawn, not photographed: whatever is measured on them says nothin
 """
 
 import json
-import os
+from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from joblib import Parallel, delayed
+from joblib.externals.loky import ProcessPoolExecutor
 from PIL import Image, PngImagePlugin
 from scipy import ndimage
 from tqdm import tqdm
@@ -46,7 +47,8 @@ def draw_tree(folder, cases=24, images_per_case=8, magnifications=(100, 200), se
     cases: how many, half of them benign, subtypes in turn; images_per_case: for each magnification;
     workers: processes (default: one a core), which change nothing in the pixels.
     A tree drawn half-way is continued: complete images stay. The marker `DRAWN.json` comes last; where it is there
-    with the same settings nothing is done. Raises ValueError on bad settings or a folder that holds anything else,
+    with the same settings, images that are missing or do not fit their checksums in `DRAWN.sha256` are drawn again,
+    which is said, and the others stay. Raises ValueError on bad settings or a folder that holds anything else,
     OSError when an image cannot be written (no half image is left under a final name).
     """
     folder = Path(folder)
@@ -68,15 +70,26 @@ def draw_tree(folder, cases=24, images_per_case=8, magnifications=(100, 200), se
 
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
-        if _check_marker(folder, settings):
+        finished = _check_marker(folder, settings)
+        noted = _checksums(folder) if finished else {}
+        every = list(_jobs(folder, settings))
+        with ThreadPool() as pool:
+            whole = pool.starmap(_is_whole, [(job[0], noted.get(_name(job[0], folder))) for job in every])
+        jobs = [job for job, good in zip(every, whole, strict=True) if not good]
+        if finished and noted and not jobs:
             return folder
-        runs.write_json(folder / "DRAWING.json", {"drawn": False, **settings})
-        jobs = [job for job in _jobs(folder, settings) if not _is_complete(job[0])]
-        # loky's workers do not import the caller's script again, as multiprocessing's do where nothing is forked.
-        draw = Parallel(workers or -1, return_as="generator_unordered")
-        _watch(draw(delayed(_draw_file)(job) for job in jobs), len(jobs))
-        runs.write_json(folder / "DRAWN.json", {"drawn": True, **settings})
-        (folder / "DRAWING.json").unlink()
+        if finished and jobs:
+            tqdm.write(
+                f"{len(jobs)} images of the synthetic tissue in {folder} are missing or damaged "
+                f"(the first: {jobs[0][0].name}): they are drawn again"
+            )
+        if not finished:
+            runs.write_json(folder / "DRAWING.json", {"drawn": False, **settings})
+        _draw_files(jobs, workers)
+        _write_checksums(folder, [job[0] for job in every])
+        if not finished:
+            runs.write_json(folder / "DRAWN.json", {"drawn": True, **settings})
+            (folder / "DRAWING.json").unlink()
     return folder
 
 
@@ -416,18 +429,50 @@ def _draw_file(job):
         Image.fromarray(pixels).save(part, format="PNG", compress_level=1, pnginfo=note)
 
 
-def _watch(results, total):
-    for _ in tqdm(results, total=total, desc="drawing tissue", unit="image", mininterval=1):
-        pass
+def _draw_files(jobs, workers):
+    """Draw the images of these jobs, in so many processes (default: one a core)."""
+    show = partial(tqdm, total=len(jobs), desc="drawing tissue", unit="image", mininterval=1)
+    if workers == 1 or not jobs:
+        for job in show(jobs):
+            _draw_file(job)
+        return
+    # loky's workers do not import the caller's script again, as multiprocessing's do where nothing is forked. Ended
+    # here, they leave no semaphores behind when a kernel is killed, and joblib's folder in shared memory is never made.
+    with ProcessPoolExecutor(workers) as pool:
+        for _ in show(pool.map(_draw_file, jobs)):
+            pass
 
 
-def _is_complete(path):
-    """A PNG that ends as PNG files do: one cut short, by whatever, is drawn again."""
+def _checksums(folder):
+    """The sha256 of each image of a finished tree, by its path in the folder; {} for a tree that was drawn without."""
     try:
-        with path.open("rb") as file:
-            file.seek(-12, os.SEEK_END)
-            return file.read() == b"\0\0\0\0IEND\xaeB`\x82"
-    except OSError:
+        lines = (folder / "DRAWN.sha256").read_text("utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    return {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines)}
+
+
+def _write_checksums(folder, paths):
+    """Note the sha256 of each image, as `sha256sum -c` reads them."""
+    with ThreadPool() as pool:
+        found = pool.map(runs.file_hash, paths)
+    lines = [f"{sha256}  {_name(path, folder)}\n" for sha256, path in zip(found, paths, strict=True)]
+    runs.write_text(folder / "DRAWN.sha256", "".join(lines))
+
+
+def _name(path, folder):
+    return path.relative_to(folder).as_posix()
+
+
+def _is_whole(path, sha256):
+    """Whether an image is the one that was noted or, where none was, a PNG that fits the checksums within."""
+    try:
+        if sha256:
+            return runs.file_hash(path) == sha256
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+        return True
+    except (OSError, SyntaxError, ValueError):  # PIL raises the second for a broken PNG
         return False
 
 

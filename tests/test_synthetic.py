@@ -2,7 +2,12 @@
 
 import hashlib
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from lib import synthetic
+from lib import runs, synthetic
 
 SMALL = {"cases": 4, "images_per_case": 1, "magnifications": (200,)}
 
@@ -110,6 +115,53 @@ def test_interrupted_tree_is_continued_and_a_finished_one_left_alone(tmp_path):
     times = [path.stat().st_mtime_ns for path in paths]
     assert synthetic.draw_tree(str(folder), seed=1, **SMALL) == folder
     assert [path.stat().st_mtime_ns for path in paths] == times
+
+
+@pytest.mark.parametrize("with_checksums", [True, False])
+def test_damaged_or_missing_images_of_a_finished_tree_are_drawn_again(tmp_path, capfd, with_checksums):
+    folder = synthetic.draw_tree(tmp_path / "tree", seed=1, workers=1, **SMALL)
+    before, paths = digests(folder), sorted(folder.rglob("*.png"))
+    checksums = (folder / "DRAWN.sha256").read_text()
+    capfd.readouterr()
+    damaged = bytearray(paths[0].read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    paths[0].write_bytes(damaged)
+    paths[1].unlink()
+    if with_checksums:
+        shutil.copy(paths[3], paths[2])  # an undamaged image, but another
+    else:
+        (folder / "DRAWN.sha256").unlink()  # a tree that was drawn before there were any
+    kept = paths[3].stat().st_mtime_ns
+    synthetic.draw_tree(folder, seed=1, workers=1, **SMALL)
+    said = capfd.readouterr().out
+    assert f"{2 + with_checksums} images of the synthetic tissue in {folder} are missing or damaged" in said
+    assert digests(folder) == before and (folder / "DRAWN.sha256").read_text() == checksums
+    assert paths[3].stat().st_mtime_ns == kept
+    synthetic.draw_tree(folder, seed=1, workers=1, **SMALL)
+    assert capfd.readouterr().out == ""
+
+
+def test_damaged_checksums_do_not_change_an_image(tmp_path):
+    folder = synthetic.draw_tree(tmp_path / "tree", seed=1, workers=1, **SMALL)
+    before, checksums = digests(folder), folder / "DRAWN.sha256"
+    text = checksums.read_bytes()
+    for damaged in (b"\xff" + text[1:], text[:70] + b"\n" + text[71:], text[: len(text) // 2], b""):
+        checksums.write_bytes(damaged)
+        assert digests(synthetic.draw_tree(folder, seed=1, workers=1, **SMALL)) == before
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no shared memory to look into")
+def test_nothing_stays_in_shared_memory_when_the_process_is_killed(tmp_path):
+    """As the runner does with a kernel once its notebook is done."""
+    code = f"""if True:
+        import os, signal
+        from lib import synthetic
+        synthetic.draw_tree({str(tmp_path / "tree")!r}, seed=1, workers=2, **{SMALL})
+        os.kill(os.getpid(), signal.SIGKILL)"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=runs.ROOT, stderr=subprocess.DEVNULL)
+    process.wait()
+    assert len(list(tmp_path.rglob("*.png"))) == 4
+    assert not [name for name in os.listdir("/dev/shm") if str(process.pid) in re.split("[-_]", name)]
 
 
 def test_other_settings_or_foreign_files_are_refused(tmp_path):
