@@ -125,21 +125,27 @@ def _check_list(source):
 
 
 def _check_sources(table):
-    """Raise ValueError where an image is not the one that notebook 01 read; one that is gone passes."""
-    table = table.drop_duplicates("path")
-    with ThreadPool() as pool:
-        hashes = pool.imap(_hash_now, table["path"])
-        found = list(tqdm(hashes, desc="checking", total=len(table), unit="image", delay=10))
-    changed = [
-        path
-        for path, read, now in zip(table["path"], table["sha256"], found, strict=True)
-        if now not in (read, None)
-    ]
+    """Raise ValueError where an image is not the one that notebook 01 read; one that is gone passes, synthetic tissue is mended."""
+    if changed := _changed(table):
+        from lib import synthetic  # here, since it is hardly ever needed
+
+        synthetic.mend(changed)
+        changed = _changed(table)
     if changed:
         raise ValueError(
             f"{len(changed)} images changed since notebook 01 read them ({', '.join(changed[:3])}"
             f"{', ...' * (len(changed) > 3)}): run notebook 01 again."
         )
+
+
+def _changed(table):
+    """The paths of the images whose bytes are not those that the table was made from; of those that are there."""
+    table = table.drop_duplicates("path")
+    with ThreadPool() as pool:
+        hashes = pool.imap(_hash_now, table["path"])
+        found = list(tqdm(hashes, desc="checking", total=len(table), unit="image", delay=10))
+    read = zip(table["path"], table["sha256"], found, strict=True)
+    return [path for path, before, now in read if now not in (before, None)]
 
 
 def _hash_now(path):

@@ -93,6 +93,15 @@ def draw_tree(folder, cases=24, images_per_case=8, magnifications=(100, 200), se
     return folder
 
 
+def mend(paths):
+    """Draw again what is damaged in the finished trees that hold these files; nothing where they lie in none."""
+    folders = {above for path in paths for above in Path(path).parents if (above / "DRAWN.json").is_file()}
+    for folder in folders:
+        marker = runs.read_json(folder / "DRAWN.json")
+        settings = ("seed", "cases", "images_per_case", "magnifications")
+        draw_tree(folder, **{name: marker[name] for name in settings if name in marker})
+
+
 def is_drawn(paths):
     """Whether these files lie in a tree made by `draw_tree` (finished or not). Raises ValueError where only some do."""
     found = {

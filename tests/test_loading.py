@@ -99,8 +99,8 @@ def test_evaluation_sees_the_central_square():
 
 @pytest.fixture
 def split(drawn, tmp_path):
-    """A split of a copied tree as notebook 01 records it, and the paths of its images, sorted by name; the cache is in tmp_path."""
-    tree = shutil.copytree(drawn, tmp_path / "tree")
+    """A split of a copied tree as notebook 01 records it, and the paths of its images, sorted by name; nothing says that it is synthetic."""
+    tree = shutil.copytree(drawn, tmp_path / "tree", ignore=shutil.ignore_patterns("DRAWN.*"))
     return record(tree, tmp_path / "split.csv"), sorted(tree.rglob("*.png"))
 
 
@@ -194,6 +194,20 @@ def test_an_image_replaced_after_notebook_01_is_noticed(split, kept):
     assert not runs.has_recipe(path), "the runner makes it again"
     images[3].write_bytes(whole)
     assert len(loading.open_images(path, 32).table) == 20
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_synthetic_tissue_damaged_after_notebook_01_is_drawn_again(drawn, tmp_path, capfd, kept):
+    tree = shutil.copytree(drawn, tmp_path / "tree")
+    path = record(tree, tmp_path / "split.csv")
+    if kept:
+        loading.open_images(path, 32)
+    image = min(tree.rglob("*.png"))
+    whole = image.read_bytes()
+    flip(image, len(whole) // 2)
+    loading.open_images(path, 32)
+    assert image.read_bytes() == whole
+    assert "1 images of the synthetic tissue in" in capfd.readouterr().out
 
 
 def test_images_are_hashed_once_a_process(split, monkeypatch):
