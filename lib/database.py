@@ -133,14 +133,13 @@ def split_by_fold(root, index, selected, source=None, seed=0, sources=()):
     index: all images that are there (`data.index_images`), selected: those to split, source: images of other magnifications, for
     starting weights only, or None; they are split by the same files.
     sources: all magnifications that starting weights are trained on, also selected ones.
-    A tenth of the training images of each class and magnification is drawn for validation, one where there are two to nine. The folds are by patient folder, so
-    cases lie on both sides: how many is said. An image may be tested in several folds.
+    A tenth of the training images of each class and magnification is drawn for validation, one where there are two to nine.
+    The folds are by patient folder, so cases lie on both sides: how many is said. An image may be tested in several folds.
     Raises FileNotFoundError without the files, ValueError where a file names something that is no BreaKHis image, one
     that a whole database does not hold, or one twice, or lacks a selected one, or where a side lacks a class (`splits.check`).
     """
-    from lib import (
-        splits,
-    )  # here, since the runner imports this module and perceptual hashes take long to import
+    # Here, since the runner imports this module, and perceptual hashes take long to import.
+    from lib import splits
 
     wanted = selected if source is None else pd.concat([selected, source], ignore_index=True)
     whole = not missing(index)

@@ -87,7 +87,7 @@ def open_images(path, image_size, magnifications=(), split_by=None):
     """The images of a split table (`data.load_split`), of these magnifications and of one of its splits (the first by default).
 
     Raises ValueError, saying what is there, where that selects nothing, and where the images or their list are not as notebook 01
-    read them. Images may be gone, as long as their pixels are kept.
+    read them; FileNotFoundError for images that are gone, unless their pixels are kept.
     """
     whole = table = data.load_split(path)
     table = table[table["split_by"] == (split_by or table["split_by"].iloc[0])]
@@ -102,11 +102,11 @@ def open_images(path, image_size, magnifications=(), split_by=None):
     try:
         _check_list(runs.recipe_of(path))
         _check_sources(table)
-    except ValueError:
+        pixels, table = load_pixels(table, image_size)
+    except (ValueError, FileNotFoundError):
         with contextlib.suppress(OSError):
             runs.forget_recipe(path)  # so that the runner makes the split again
         raise
-    pixels, table = load_pixels(table, image_size)
     return Images(table, pixels)
 
 
@@ -119,9 +119,11 @@ def source_of(root):
 
 def _check_list(source):
     """Raise ValueError where the list of images is not the one that notebook 01 read. source: of `source_of`, or {}."""
-    if source and Path(source["root"]).is_dir() and source != source_of(source["root"]):
-        listed = Path(source["root"]) / data.LIST
-        raise ValueError(f"{listed} changed since notebook 01 read it: run notebook 01 again.")
+    root = source.get("root")
+    if root and Path(root).is_dir() and source_of(root)["list"] != source.get("list"):
+        raise ValueError(
+            f"{Path(root) / data.LIST} changed since notebook 01 read it: run notebook 01 again."
+        )
 
 
 def _check_sources(table):

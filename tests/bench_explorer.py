@@ -19,7 +19,7 @@ from lib import runs
 MOVES, IMAGE_SIZE = 60, 224
 CELL = f"""
 import tempfile
-from lib import data, explorer, models, synthetic
+from lib import data, explorer, loading, models, synthetic
 root = synthetic.draw_tree(tempfile.mkdtemp(), cases=4, images_per_case=1, magnifications=(100,))
 table = data.index_images(root).assign(split="test", split_by="case", fold=0)
 pixels, table = loading.load_pixels(table, {IMAGE_SIZE})

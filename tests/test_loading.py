@@ -175,6 +175,7 @@ def test_damaged_pixels_of_an_image_that_is_gone_are_an_error(split):
         FileNotFoundError, match=rf"1 images are gone \(the first: {images[3]}\), and {pixels}"
     ):
         loading.open_images(path, 32)
+    assert not runs.has_recipe(path), "the runner makes it again"
 
 
 @pytest.mark.parametrize("kept", [True, False])
