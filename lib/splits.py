@@ -174,22 +174,25 @@ def check(table, parts):
             empty.append(said)
         elif counts.loc["train"].min() < FEW or (counts.loc["train"] < counts.loc["validation"]).any():
             few.append(said)
-    for found in (empty, few):
-        found[3:] = [f"and {len(found) - 3} more"] * (len(found) > 3)
     if empty:
         raise ValueError(
-            f"The split by {split_by} leaves a side without one of the classes (images, benign + malignant; {'; '.join(empty)}): "
+            f"The split by {split_by} leaves a side without one of the classes ({_first(empty)}; images, benign + malignant): "
             "take more images, fewer folds, or another split_by."
         )
     if few:
         tqdm.write(
-            f"The split by {split_by} leaves few images to train on (benign + malignant; {'; '.join(few)}): "
+            f"The split by {split_by} leaves few images to train on ({_first(few)}; benign + malignant): "
             "models of such a fold say little."
         )
 
 
+def _first(said, most=3):
+    more = f"; and {len(said) - most} more" if len(said) > most else ""
+    return "; ".join(said[:most]) + more
+
+
 def _tallies(table, parts):
-    """For each part and fold: (fold, part, images), the last a table with a row for each side that is needed and a column for each class."""
+    """For each part and fold (fold, part, images); images: a row for each side that is needed, a column for each class."""
     for part in parts:
         needed = list(SIDES if part == parts[0] else SIDES[:2])
         rows = table[table["magnification"].isin(part)]
@@ -230,22 +233,21 @@ def make(selected, source=None, split_by="image", seed=0, folds=1, sources=()):
     everything = selected if source is None else pd.concat([selected, source], ignore_index=True)
     parts = trained_parts(selected, source, sources)
 
+    beside = [] if source is None else [source]
+    apart = [rows.reset_index(drop=True) for each in beside for _, rows in each.groupby("magnification")]
+
     def split(kind):
         # Starting weights are trained on the first split alone.
         needed = parts if kind == split_by else parts[:1]
         if kind == "case":
             table = by_case(everything, seed, folds, needed)
         else:
-            beside = [] if source is None else [source]
             table = pd.concat(
                 [by_image(each, seed, folds) for each in (selected, *beside)], ignore_index=True
             )
-            if len(needed) > 2 and _count_empty(
-                table, needed
-            ):  # together, one source may get none of a class
-                beside = [rows.reset_index(drop=True) for _, rows in source.groupby("magnification")]
+            if _count_empty(table, needed):  # drawn together, one of several sources may get none of a class
                 table = pd.concat(
-                    [by_image(each, seed, folds) for each in (selected, *beside)], ignore_index=True
+                    [by_image(each, seed, folds) for each in (selected, *apart)], ignore_index=True
                 )
         check(table, needed)
         return table
