@@ -243,8 +243,10 @@ def _kept(pixels, rows, shape, wanted):
     stored = np.memmap(pixels, np.uint8, "r", shape=(len(lines), *shape))
     position = {key: row for key, row in found.items() if lines[row] == _line(key, stored[row])}
     if damaged := len(found) - len(position):
+        # Published with the notebook, so without the path of this machine.
+        where = f"{pixels.parent.name}/{pixels.name}"
         tqdm.write(
-            f"{damaged} of {len(found)} images in {pixels} do not fit their checksums: they are decoded again"
+            f"{damaged} of {len(found)} images in {where} do not fit their checksums: decoding them again"
         )
     return len(lines), position
 

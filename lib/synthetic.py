@@ -80,8 +80,8 @@ def draw_tree(folder, cases=24, images_per_case=8, magnifications=(100, 200), se
             return folder
         if finished and jobs:
             tqdm.write(
-                f"{len(jobs)} images of the synthetic tissue in {folder} are missing or damaged "
-                f"(the first: {jobs[0][0].name}): they are drawn again"
+                f"{len(jobs)} images of the synthetic tissue {folder.name} are missing or damaged "
+                f"(the first: {jobs[0][0].name}): drawing them again"
             )
         if not finished:
             runs.write_json(folder / "DRAWING.json", {"drawn": False, **settings})

@@ -135,7 +135,8 @@ def test_damaged_pixels_are_said_and_decoded_again(drawn, tmp_path, capfd):
     for row in (0, 7, 19):
         flip(pixels, row * whole[0].size + 1000)
     assert np.array_equal(loading.load_pixels(index, 32, cache=tmp_path)[0][:], whole)
-    assert f"3 of 20 images in {pixels} do not fit their checksums" in capfd.readouterr().out
+    said = f"3 of 20 images in {tmp_path.name}/{pixels.name} do not fit their checksums: decoding them again"
+    assert said in capfd.readouterr().out
     assert np.array_equal(loading.load_pixels(index.iloc[::-1], 32, cache=tmp_path)[0][:], whole[::-1])
     assert "checksums" not in capfd.readouterr().out
 
@@ -208,7 +209,7 @@ def test_synthetic_tissue_damaged_after_notebook_01_is_drawn_again(drawn, tmp_pa
     flip(image, len(whole) // 2)
     loading.open_images(path, 32)
     assert image.read_bytes() == whole
-    assert "1 images of the synthetic tissue in" in capfd.readouterr().out
+    assert "1 images of the synthetic tissue tree are missing or damaged" in capfd.readouterr().out
 
 
 def test_images_are_hashed_once_a_process(split, monkeypatch):

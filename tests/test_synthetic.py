@@ -134,7 +134,7 @@ def test_damaged_or_missing_images_of_a_finished_tree_are_drawn_again(tmp_path, 
     kept = paths[3].stat().st_mtime_ns
     synthetic.draw_tree(folder, seed=1, workers=1, **SMALL)
     said = capfd.readouterr().out
-    assert f"{2 + with_checksums} images of the synthetic tissue in {folder} are missing or damaged" in said
+    assert f"{2 + with_checksums} images of the synthetic tissue tree are missing or damaged" in said
     assert digests(folder) == before and (folder / "DRAWN.sha256").read_text() == checksums
     assert paths[3].stat().st_mtime_ns == kept
     synthetic.draw_tree(folder, seed=1, workers=1, **SMALL)
