@@ -161,11 +161,13 @@ def _with_hashes(index, skip_bad_files):
         refuse(unreadable, "unreadable", skip_bad_files)
     index = index.assign(sha256=hashes).dropna(subset="sha256").reset_index(drop=True)
     if "page" in index:
-        index["sha256"] = [
-            hashlib.sha256(f"page {page} of {sha256}".encode()).hexdigest() if page else sha256
-            for page, sha256 in zip(index["page"], index["sha256"], strict=True)
-        ]
+        index["sha256"] = list(map(page_hash, index["sha256"], index["page"]))
     return index
+
+
+def page_hash(sha256, page):
+    """What stands for an image, given the sha256 of its file and the page that a list names: text, "" where it names none."""
+    return hashlib.sha256(f"page {page} of {sha256}".encode()).hexdigest() if page else sha256
 
 
 def _check_slides(index):

@@ -142,12 +142,13 @@ def _check_sources(table):
 
 def _changed(table):
     """The paths of the images whose bytes are not those that the table was made from; of those that are there."""
-    table = table.drop_duplicates("path")
+    table = table.drop_duplicates(["path", "sha256"])
     with ThreadPool() as pool:
         hashes = pool.imap(_hash_now, table["path"])
-        found = list(tqdm(hashes, desc="checking", total=len(table), unit="image", delay=10))
-    read = zip(table["path"], table["sha256"], found, strict=True)
-    return [path for path, before, now in read if now not in (before, None)]
+        now = list(tqdm(hashes, desc="checking", total=len(table), unit="image", delay=10))
+    now = map(data.page_hash, now, table.get("page", [""] * len(table)))
+    read = zip(table["path"], table["sha256"], now, strict=True)
+    return [path for path, before, after in read if after != before and os.path.exists(path)]
 
 
 def _hash_now(path):

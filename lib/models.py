@@ -172,7 +172,7 @@ def load(path):
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"No checkpoint {path}: train it, or give the path of a .safetensors file.")
-    if runs.has_recipe(path) and not runs.is_whole(path):
+    if runs.is_damaged(path):
         raise ValueError(
             f"{path} is damaged, it is not as it was written: train it anew, or copy it again with the .json beside it."
         )
