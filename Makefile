@@ -2,6 +2,7 @@
 PROFILE ?= quick
 DATA_ROOT ?=
 SET ?=
+ARGS ?=
 PYTHON ?= python3
 BIN := .venv/bin
 # What the runner gives its kernels (ENVIRONMENT in lib/study.py says why), for tests and JupyterLab too.
@@ -17,11 +18,15 @@ reports: .venv/ready  ## run what changed of the study and publish reports/<run>
 test: .venv/ready  ## every test, the notebooks under nbval included
 	$(BIN)/python -m pytest
 
-lab: .venv/ready  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir=notebooks --LabApp.default_url=/lab/tree/00_welcome.ipynb
+lab: .venv/ready  ## JupyterLab on the notebooks; ARGS goes to jupyter: make lab ARGS='--port 9999'
+	$(if $(filter --allow-root%,$(ARGS)),,@test "$$(id -u)" != 0 || \
+		echo "You are root, as in most containers, and JupyterLab asks to be told so: make lab ARGS=--allow-root" >&2)
+	$(BIN)/jupyter lab --notebook-dir=notebooks --LabApp.default_url=/lab/tree/00_welcome.ipynb $(ARGS)
 
-demo: .venv/ready  ## the explorer as one web page, without code
-	$(BIN)/voila notebooks/00_welcome.ipynb
+# Voila answers any host name, so that a page from elsewhere could reach it under a name of its own (DNS rebinding): an empty value
+# says no. Whoever serves others adds ARGS='--Voila.ip=0.0.0.0 --Voila.tornado_settings=allow_remote_access=1'.
+demo: .venv/ready  ## the explorer as one web page, without code, on this machine; ARGS goes to Voila
+	$(BIN)/voila notebooks/00_welcome.ipynb --Voila.tornado_settings=allow_remote_access= $(ARGS)
 
 latency: .venv/ready  ## how fast the explorer answers, into reports/explorer.json; needs Chromium and an idle machine
 	$(BIN)/python tests/bench_explorer.py
