@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from tqdm import tqdm
 
 from lib import data, files, runs
@@ -52,7 +51,7 @@ def fetch(folder=None, url=URL):
     if done.is_dir():
         return done
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".BreaKHis_v1.lock"):  # two runs that start together download once
+    with runs.locked(folder / ".BreaKHis_v1.lock"):  # two runs that start together download once
         if not done.is_dir():
             print(NOTE, file=sys.stderr)
             try:

@@ -7,6 +7,7 @@ git ignores; `tissue_leaks` checks that for the files git tracks.
 
 import contextlib
 import copy
+import ctypes
 import gzip
 import html
 import json
@@ -42,33 +43,76 @@ def publish(run, provenance):
 
     provenance: {"commit", "versions", "device", "started", "seconds", "training_seconds"}, which goes into
     results.json.
-    Raises FileNotFoundError when the run lacks a file, ValueError when results.json is no valid JSON (a NaN counts as that);
-    then the last report is as it was.
+    Raises FileNotFoundError when the run lacks a file, ValueError when results.json is no valid JSON (a NaN counts as that), and
+    PermissionError when the last report is read-only; then the last report is as it was.
     """
     report = runs.home() / "reports" / run
     new, old = (report.with_name(f".{run}.{part}") for part in ("new", "old"))
     report.parent.mkdir(parents=True, exist_ok=True)
-    if old.exists() and not report.exists():
-        # A publisher was killed between its two renames.
-        old.rename(report)
+    runs.restore_report(run)
+    _refuse_read_only(report)
     for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+        _clear(leftover)
     try:
         new.mkdir()
         _build(run, new, provenance)
-        if report.exists():
-            report.rename(old)
+        _put(new, report, old)
+    finally:
+        # What cannot be removed now is in nobody's way: the next publishing tries again.
+        with contextlib.suppress(OSError):
+            _clear(new)
+            if report.exists():
+                _clear(old)
+    return report / "index.html"
+
+
+def _refuse_read_only(report):
+    """A report that was made read-only shall stay: it could be moved, but not removed."""
+    folders = [report.parent, report, *(path for path in report.rglob("*") if path.is_dir())]
+    for folder in folders:
+        if folder.exists() and not os.access(folder, os.W_OK):
+            raise PermissionError(
+                f"{folder} is read-only, so no report was built: make it writable (chmod -R u+w {report}), or choose another run name"
+            )
+
+
+def _put(new, report, old):
+    """Put the folder `new` in the place of `report`, with a whole report there at any time where the system can swap two folders."""
+    if not report.exists():
+        new.rename(report)
+    elif not _swapped(new, report):
+        report.rename(old)
         try:
             new.rename(report)
         except OSError:
-            if old.exists():
-                old.rename(report)
+            old.rename(report)
             raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        if report.exists():
-            shutil.rmtree(old, ignore_errors=True)
-    return report / "index.html"
+
+
+def _swapped(one, two):
+    """Swap two folders in one step, which Linux and macOS can on most disks; False, and nothing is done, where they cannot."""
+    here, swap = (
+        -100,
+        2,
+    )  # AT_FDCWD; RENAME_EXCHANGE of renameat2 in Linux, RENAME_SWAP of renamex_np in macOS
+    paths = os.fsencode(one), os.fsencode(two)
+    system = ctypes.CDLL(None)
+    if hasattr(system, "renameat2"):
+        return system.renameat2(here, paths[0], here, paths[1], swap) == 0
+    return hasattr(system, "renamex_np") and system.renamex_np(*paths, swap) == 0
+
+
+def _clear(path):
+    """Remove what an earlier publishing left, read-only folders too. Raises OSError, naming it, where that cannot be."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        folders = [path]
+        for folder in folders:
+            with contextlib.suppress(OSError):
+                folder.chmod(0o700)
+            folders += [each for each in folder.iterdir() if each.is_dir() and not each.is_symlink()]
+        shutil.rmtree(path)
 
 
 def tissue_leaks(report_folder, files):

@@ -51,7 +51,7 @@ def published(names, dataset):
     """
     found = {}
     for name in names:
-        path = runs.home() / "reports" / name / "results.json"
+        path = runs.report(name) / "results.json"
         if not path.exists():
             raise FileNotFoundError(
                 f"No published report {name!r} to compare with: run it first, or take it out of compare_with."
@@ -79,7 +79,7 @@ def tables(other, used):
     found = []
     for name, them in other.items():
         if made_alike(used, them["parameters"]):
-            found.append(evaluation.read_piece(runs.home() / "reports" / name / "predictions.csv.gz"))
+            found.append(evaluation.read_piece(runs.report(name) / "predictions.csv.gz"))
         elif them["parameters"].get("split_by") != used["split_by"]:
             print(f"not used for the leakage: the models of {name} were made otherwise", file=sys.stderr)
     return found

@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
+import sys
 from fnmatch import fnmatch
 from functools import lru_cache, partial
 from importlib import metadata
@@ -63,16 +65,33 @@ PACKAGES = (
 ENVIRONMENT = "application/vnd.study.environment+json"
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def home():
-    """The absolute folder that holds runs/ and reports/: STUDY_HOME where it is set, otherwise the repository."""
-    return Path(os.environ.get("STUDY_HOME") or ROOT).absolute()
+    """The absolute folder that holds runs/ and reports/: STUDY_HOME where it is set (`~` is your home), otherwise the repository."""
+    return Path(os.environ.get("STUDY_HOME") or ROOT).expanduser().absolute()
 
 
 def folder(run):
     """The folder of one run, `runs/<run>` under `home()`; it need not exist yet."""
     return home() / "runs" / run
+
+
+def report(run):
+    """The folder of a run's last published report, `reports/<run>` under `home()`; it need not exist yet.
+
+    Where publishing was killed while no report was in its place, this is the one put aside, until `restore_report` puts it back.
+    """
+    place = home() / "reports" / run
+    aside = place.with_name(f".{run}.old")
+    return aside if aside.exists() and not place.exists() else place
+
+
+def restore_report(run):
+    """Put a run's last report back in its place where publishing was killed half way (`report`)."""
+    if (last := report(run)) != (place := home() / "reports" / run):
+        last.rename(place)
 
 
 def require(run, name):
@@ -144,13 +163,55 @@ def whole_file(path):
     """`with whole_file(path) as part:` what is written to the file `part` becomes `path` at the end, or nothing does."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _remove_parts(path.parent)
+    part = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")
     try:
         with writing(path):
             yield part
             os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _remove_parts(folder):
+    """Remove what killed processes left half written here. Only this machine's: on a share, another's may still be at work."""
+    ours = re.compile(rf"\..+\.{re.escape(platform.node())}\.(\d{{1,9}})\.part")
+    for name in os.listdir(folder):
+        if part := ours.fullmatch(name):
+            try:
+                os.kill(int(part[1]), 0)  # sends nothing, only asks whether the process is there
+            except ProcessLookupError:
+                Path(folder, name).unlink(missing_ok=True)
+            except OSError:  # there, and another user's
+                pass
+
+
+@contextlib.contextmanager
+def locked(path, timeout=-1):
+    """`with locked(path):` one process at a time, across all that share the folder. timeout: seconds to wait, -1 for ever.
+
+    On a file system without locks the file beside, with .held at its end, stands for one: a process that is killed leaves it there, and
+    only the same machine can tell that its owner is gone. Raises filelock.Timeout when another process has it.
+    """
+    path = Path(path)
+    lock = FileLock(path, timeout)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        held = path.with_name(f"{path.name}.held")
+        print(
+            f"{path.parent} has no file locks ({error.strerror}): {held.name} stands for one. If a study on another machine was killed "
+            "and this one waits for it, delete that file; a local disk, set by STUDY_HOME, has locks.",
+            file=sys.stderr,
+        )
+        lock = SoftFileLock(held, timeout)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -318,7 +379,7 @@ def download(url, path, said):
     pooch.get_logger().setLevel("WARNING")  # the bar says what is downloaded
     part = path.with_name(f"{path.name}.part")
     resuming = partial(_resuming, part=part, said=said)
-    with FileLock(path.with_name(f".{path.name}.lock")):  # two runs that start together download once
+    with locked(path.with_name(f".{path.name}.lock")):  # two runs that start together download once
         pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=resuming)
 
 

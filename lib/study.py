@@ -69,7 +69,7 @@ def run_study(profile, data_root=None, settings=(), force=False, notebooks=NOTEB
     Raises ParameterError before anything is touched, StudyError when a stage or the publishing fails; finished stages, finished
     work inside a stage and the last good report stay.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     began = time.monotonic()
     stages = _stages(notebooks)
@@ -561,7 +561,7 @@ def main(arguments=None, notebooks=NOTEBOOKS):
     )
     options = parser.parse_args(arguments)
     if options.home:
-        os.environ["STUDY_HOME"] = str(Path(options.home).absolute())
+        os.environ["STUDY_HOME"] = options.home
     try:
         run_study(options.profile, options.data_root, options.set, options.force, notebooks, options.without)
     except profiles.ParameterError as error:

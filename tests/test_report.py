@@ -1,9 +1,15 @@
 """The publishing, on the folder of a run made by hand."""
 
+import ctypes
 import gzip
 import json
+import os
+import shutil
 import subprocess
+import sys
+import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import nbformat
@@ -236,3 +242,149 @@ def test_a_publisher_killed_between_its_renames_loses_nothing(finished, snapshot
     with pytest.raises(FileNotFoundError):
         report.publish("toy", PROVENANCE)
     assert snapshot(published) == before
+
+
+ACTIVE = []  # functions that are told what the system is asked for; an audit hook cannot be taken away
+
+
+def told(event, arguments):
+    for watch in ACTIVE:
+        watch(event, arguments)
+
+
+sys.addaudithook(told)
+
+
+def as_a_process(work):
+    """Do this in a process of its own and return its exit status."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture
+def without_swap(monkeypatch):
+    """A system that cannot swap two folders in one step, as on many network disks."""
+
+    def forbid(*_):
+        return object()
+
+    monkeypatch.setattr(ctypes, "CDLL", forbid)
+
+
+def test_at_no_moment_of_publishing_is_there_no_whole_report(finished):
+    folder = finished(synthetic=True)
+    published = report.publish("toy", PROVENANCE).parent
+    names = {path.name for path in published.iterdir()}
+    seen = []
+
+    def look(*_):
+        ACTIVE.clear()  # looking asks the system too
+        seen.append(published.is_dir() and {path.name for path in published.iterdir()} == names)
+        ACTIVE.append(look)
+
+    (folder / "attacks.csv").write_text("name\nnew\n")
+    ACTIVE.append(look)
+    try:
+        report.publish("toy", PROVENANCE)
+    finally:
+        ACTIVE.clear()
+    assert len(seen) > 30 and all(seen)
+    assert (published / "attacks.csv").read_text() == "name\nnew\n"
+    assert [path.name for path in published.parent.iterdir()] == ["toy"]
+
+
+def test_a_publisher_killed_anywhere_leaves_a_whole_report_and_the_next_one_succeeds(
+    finished, without_swap, snapshot
+):
+    folder = finished(synthetic=True)
+    published = report.publish("toy", PROVENANCE).parent
+    (folder / "attacks.csv").write_text("name\nnew\n")
+    before, killed = snapshot(published), 0
+
+    def kill_at_step():
+        steps = []  # what is done to whole folders
+
+        def watch(event, arguments):
+            path = arguments[0] if arguments and isinstance(arguments[0], str | os.PathLike) else ""
+            if event in ("os.mkdir", "os.rename", "shutil.rmtree") and Path(path).parent == published.parent:
+                steps.append(event)
+                if len(steps) > killed:
+                    os._exit(9)
+
+        ACTIVE.append(watch)
+        report.publish("toy", PROVENANCE)
+
+    while as_a_process(kill_at_step) == 9:
+        killed += 1
+        left = snapshot(runs.report("toy"))
+        changed = {str(name) for name in left if left[name] != before[name]}
+        assert left.keys() == before.keys() and changed in (set(), {"attacks.csv"})
+    assert killed > 4
+    assert (published / "attacks.csv").read_text() == "name\nnew\n"
+    assert [path.name for path in published.parent.iterdir()] == ["toy"]
+
+
+def test_a_report_put_aside_is_found_until_it_is_put_back(finished):
+    finished(synthetic=True)
+    published = report.publish("toy", PROVENANCE).parent
+    assert runs.report("toy") == published
+    published.rename(published.with_name(".toy.old"))
+    assert (runs.report("toy") / "index.html").is_file()
+    runs.restore_report("toy")
+    assert (published / "index.html").is_file() and runs.report("toy") == published
+
+
+@pytest.fixture
+def as_anybody(finished, monkeypatch):
+    """A finished run in a home of an ordinary user's, and that user; root may write everywhere."""
+    folder = finished(synthetic=True)
+    report.publish("toy", PROVENANCE)  # what is imported late is there then
+    with tempfile.TemporaryDirectory() as home:
+        shutil.copytree(folder.parents[1], home, dirs_exist_ok=True)
+        monkeypatch.setenv("STUDY_HOME", home)
+        if os.getuid():
+            yield Path(home)
+            return
+        nobody = 65534
+        for path in [Path(home), *Path(home).rglob("*")]:
+            os.chown(path, nobody, nobody)
+        os.setresuid(nobody, nobody, 0)
+        try:
+            yield Path(home)
+        finally:
+            os.setresuid(0, 0, 0)
+
+
+def test_a_read_only_report_is_left_as_it_is(as_anybody, snapshot):
+    reports = as_anybody / "reports"
+    before = snapshot(reports)
+    folders = [path for path in reports.rglob("*") if path.is_dir()]
+    for folder in folders:
+        folder.chmod(0o555)
+    with pytest.raises(
+        PermissionError, match=r"toy is read-only.*chmod -R u\+w .*toy\), or choose another run"
+    ):
+        report.publish("toy", PROVENANCE)
+    assert snapshot(reports) == before and [path.name for path in reports.iterdir()] == ["toy"]
+    for folder in folders:
+        folder.chmod(0o755)
+    report.publish("toy", PROVENANCE)
+
+
+@pytest.mark.parametrize("name", [".toy.old", ".toy.new"])
+def test_nothing_left_behind_makes_the_next_publishing_fail(as_anybody, name):
+    reports = as_anybody / "reports"
+    left = reports / name / "figures"
+    left.mkdir(parents=True)
+    (left / "a.png").touch(0o444)
+    for folder in (left, left.parent):
+        folder.chmod(0o555)
+    report.publish("toy", PROVENANCE)
+    assert [path.name for path in reports.iterdir()] == ["toy"]

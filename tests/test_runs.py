@@ -1,7 +1,11 @@
+import errno
 import json
+import os
 import subprocess
+import sys
 
 import pytest
+from filelock import Timeout
 
 from lib import runs
 
@@ -128,3 +132,70 @@ def test_the_commit_says_when_code_differs_but_not_when_a_report_does(tmp_path, 
     assert runs.commit() == clean
     (tmp_path / "lib/data.py").write_text("2")
     assert runs.commit() == f"{clean}-dirty"
+
+
+def test_a_tilde_in_study_home_is_the_users_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("STUDY_HOME", "~/study")
+    assert runs.home() == tmp_path / "study"
+
+
+def test_what_killed_writers_left_is_removed_and_what_others_write_is_not(tmp_path):
+    code = "import os, sys; from lib import runs\nwith runs.whole_file(sys.argv[1]) as part:\n part.touch(); os._exit(9)"
+    for name in ("a.csv", "b.csv"):
+        subprocess.run([sys.executable, "-c", code, tmp_path / name], cwd=runs.ROOT)
+    (left,) = tmp_path.iterdir()  # the second removed the first one's
+    gone = left.name.split(".")[-2]
+    kept = {
+        left.name.replace(gone, str(os.getppid())),
+        f".a.csv.elsewhere.{gone}.part",
+        "archive.tar.gz.part",
+    }
+    for name in kept:
+        (tmp_path / name).touch()
+    runs.write_text(tmp_path / "c.csv", "")
+    assert {path.name for path in tmp_path.iterdir()} == kept | {"c.csv"}
+    with runs.whole_file(tmp_path / "c.csv") as part:
+        part.touch()
+        runs.write_text(tmp_path / "d.csv", "")
+        assert part.exists(), "this process's own"
+    assert {path.name for path in tmp_path.iterdir()} == kept | {"c.csv", "d.csv"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_share_without_locks_is_said_and_something_else_stands_for_one(
+    tmp_path, monkeypatch, capsys, number
+):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with runs.locked(tmp_path / ".lock"):
+        with pytest.raises(Timeout), runs.locked(tmp_path / ".lock", timeout=0):
+            pass
+        words = capsys.readouterr().err
+        assert f"{tmp_path} has no file locks ({os.strerror(number)}): .lock.held stands for one" in words
+    with runs.locked(tmp_path / ".lock", timeout=0):
+        pass
+
+
+def test_another_error_of_a_lock_is_told_as_it_is(tmp_path):
+    with pytest.raises(IsADirectoryError), runs.locked(tmp_path):
+        pass
+
+
+def test_what_a_killed_process_held_without_locks_is_free_again(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    code = (
+        "import errno, fcntl, os, sys; from lib import runs\n"
+        "def refuse(*_): raise OSError(errno.ENOLCK, 'No locks available')\n"
+        "fcntl.flock = refuse\n"
+        "with runs.locked(sys.argv[1]): os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / ".lock"], cwd=runs.ROOT).returncode == 9
+    assert (tmp_path / ".lock.held").exists()
+    with runs.locked(tmp_path / ".lock", timeout=5):
+        pass
