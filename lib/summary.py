@@ -36,9 +36,9 @@ def write(results, split_by, primary_defense, other=None):
     baseline = rows["baseline", "none", 0.0]
     text = [
         *[f"# {DRAWN_BANNER}", ""] * about["synthetic"],
-        f"# How easily is the classifier fooled, and which defense holds? ({results['run']})",
+        f"# How easily is the classifier fooled, and which defense holds? ({wording.as_text(results['run'])})",
         "",
-        f"{about['name'][:1].upper()}{about['name'][1:]}, {about['images']} images of {about['cases']} cases; split by {split_by} "
+        f"{wording.as_text(about['name'][:1].upper() + about['name'][1:])}, {about['images']} images of {about['cases']} cases; split by {split_by} "
         f"({SPLIT_WORDS[split_by]}). {baseline['n']} test images of {baseline['n_cases']} cases; seed {baseline['seed']}.",
         *["", DRAWN_NOTE] * about["synthetic"],
         "",
@@ -418,13 +418,15 @@ def _beside(results, other):
         "",
         "Values in the order of the runs:",
         "",
-        f"1. {results['run']}, this one",
+        f"1. {wording.as_text(results['run'])}, this one",
     ]
     for number, (name, them) in enumerate(other.items(), 2):
         differs = [
-            f"{key} {value}" for key, value in _made(them).items() if value != _made(results).get(key, value)
+            f"{key} {wording.as_text(value)}"
+            for key, value in _made(them).items()
+            if value != _made(results).get(key, value)
         ]
-        lines.append(f"{number}. {name}: {', '.join(differs) or 'the same parameters'}")
+        lines.append(f"{number}. {wording.as_text(name)}: {', '.join(differs) or 'the same parameters'}")
     models = _models(every[0])
     lines += ["", *_header("test", *map(wording.model_name, models))]
 
@@ -561,14 +563,14 @@ def _trainings(results, split_by):
         "## Training",
         "",
         "At the epoch that was kept: the one with the least validation loss, on PGD images for adversarial training and on clean ones for "
-        f"the others. The baseline starts from {results['parameters'].get('pretrained', 'unrecorded weights')}, start_... from others.",
+        f"the others. The baseline starts from {wording.as_text(results['parameters'].get('pretrained', 'unrecorded weights'))}, start_... from others.",
         *["", f"The first of {folds} folds."] * (folds > 1),
         "",
         *_header("training", "epochs", "kept", *map(wording.heading, numbers)),
     ]
     for row in results["trainings"]:
         cells = [str(row["epochs"]), str(row["kept"]), *(wording.number(row[name]) for name in numbers)]
-        lines.append(f"| {' | '.join([row['model'], *cells])} |")
+        lines.append(f"| {' | '.join([wording.as_text(row['model']), *cells])} |")
     return lines
 
 

@@ -1,5 +1,6 @@
 """How results are said to people: names, numbers, sentences and tables, the same in notebooks, figures and the summary."""
 
+import re
 from html import escape
 
 import pandas as pd
@@ -21,6 +22,15 @@ ATTACK_NAMES = {
 def model_name(model):
     """A model's name for a reader: "adversarial training"."""
     return str(model).replace("_", " ").replace("fgsm", "FGSM").replace("gaussian", "Gaussian")
+
+
+def as_text(name):
+    """Someone's name for a run, folder, case or file, for Markdown: shown letter by letter, never taken for markup.
+
+    What HTML or Markdown would take for its own becomes an entity; an underscore inside a word and brackets that make no link stay.
+    """
+    line = escape(" ".join(str(name).split()), quote=False)
+    return re.sub(r"[\\`*|~$]|\](?=[(\[])|(?<!\w)_|_(?!\w)", lambda mark: f"&#{ord(mark[0])};", line)
 
 
 def attack_name(attack, epsilon=None):
@@ -110,7 +120,9 @@ def readable(rows, columns):
         )
 
     side = {name: "right" if pd.api.types.is_numeric_dtype(rows[name]) else "left" for name in columns}
-    lines = ["".join(f'<th style="text-align: {side[name]}">{heading(name)}</th>' for name in columns)]
+    lines = [
+        "".join(f'<th style="text-align: {side[name]}">{escape(heading(name))}</th>' for name in columns)
+    ]
     lines += [
         "".join(f'<td style="text-align: {side[name]}">{text(row, name)}</td>' for name in columns)
         for row in rows.to_dict("records")

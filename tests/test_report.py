@@ -18,7 +18,7 @@ import pytest
 from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from lib import report, runs, summary
+from lib import report, runs, summary, wording
 
 PROVENANCE = {
     "commit": "abc",
@@ -388,3 +388,33 @@ def test_nothing_left_behind_makes_the_next_publishing_fail(as_anybody, name):
         folder.chmod(0o555)
     report.publish("toy", PROVENANCE)
     assert [path.name for path in reports.iterdir()] == ["toy"]
+
+
+def test_names_are_text_on_every_page(finished):
+    name = "<img src=x onerror=alert(1)>"
+    folder = finished(synthetic=False, name=f"own images in {name}")
+    (folder / "summary.md").write_text(f"# Summary ({wording.as_text(name)})\n")
+    notebook = nbformat.read(folder / "notebooks" / "06_comparison.ipynb", 4)
+    notebook.cells = [
+        new_markdown_cell(f"# Findings in {wording.as_text(name)}"),
+        new_code_cell("x", outputs=[new_output("stream", text=f"case {name}\n")]),
+        new_code_cell("x", outputs=[new_output("stream", name="stderr", text=f"case {name}\n")]),
+        new_code_cell(
+            "x",
+            outputs=[
+                new_output(
+                    "display_data",
+                    {
+                        "text/html": wording.readable([{"case": name}], ["case"]).data,
+                        "text/plain": name,
+                    },
+                )
+            ],
+        ),
+    ]
+    nbformat.write(notebook, folder / "notebooks" / "06_comparison.ipynb")
+    report.publish("toy", PROVENANCE)
+    for page in (folder.parents[1] / "reports" / "toy").rglob("*.html"):
+        assert "<img src=x" not in page.read_text(), page
+    index = (folder.parents[1] / "reports" / "toy" / "index.html").read_text()
+    assert index.count("&lt;img src=x onerror=alert(1)&gt;") >= 2

@@ -1,9 +1,11 @@
 """The summary, on the committed report of drawn tissue."""
 
 import json
+from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+from nbconvert.filters import markdown2html
 
 from lib import evaluation, profiles, results, runs, summary, wording
 
@@ -187,3 +189,46 @@ def test_a_training_is_told_by_the_epoch_that_was_kept(quick):
     told = summary.write(quick, "case", "adversarial_training").split("## Training")[1].split("##")[0]
     assert "| baseline | 2 | 2 | 0.30 | 0.90 | 0.40 | 0.81 |\n" in told
     assert "| start_none | 2 | 1 | 0.90 | 0.50 | 0.70 | 0.62 |\n" in told
+
+
+NAMES = (
+    "<img src=x onerror=alert(1)>",
+    "a|b*c_d",
+    "`x` _y_ [z](javascript:0) ~~s~~ &lt; $\\frac{$ \\begin{a}0\\end{a}",
+)
+
+
+def seen(page):
+    """The tags of a page and what a reader sees of it."""
+    tags, words = [], []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            tags.append((tag, dict(attributes)))
+
+        def handle_data(self, words_here):
+            words.append(words_here)
+
+    Parser().feed(page)
+    return tags, "".join(words)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_text_wherever_the_summary_shows_it(quick, name):
+    plain, _ = seen(markdown2html(summary.write(quick, "case", "adversarial_training", {"b": quick})))
+    quick["dataset"]["name"] = f"own images in {name}"
+    quick["run"] = quick["parameters"]["pretrained"] = name
+    quick["trainings"][0]["model"] = name
+    other = quick | {"parameters": quick["parameters"] | {"pretrained": f"{name} too"}}
+    text = summary.write(quick, "case", "adversarial_training", {f"{name} 2": other})
+    tags, words = seen(markdown2html(text))
+    shown = (
+        f"Own images in {name}, ",
+        f"holds? ({name})",
+        f"starts from {name},",
+        f"{name}, this one",
+        f"{name} 2: ",
+    )
+    assert all(each in words for each in (*shown, f"pretrained {name} too"))
+    assert [tag for tag, _ in tags] == [tag for tag, _ in plain], "no tag comes from a name"
+    assert "<img" not in text
