@@ -3,6 +3,9 @@
 They are the rows of `evaluation.prediction_rows` for the images of `robustness.perturb`: the same as in the table of predictions.
 """
 
+from functools import cached_property
+
+import numpy as np
 import torch
 
 from lib import evaluation, loading, pictures, robustness, saliency, training, wording
@@ -11,6 +14,7 @@ from lib import evaluation, loading, pictures, robustness, saliency, training, w
 SHOWN = {name: wording.ATTACK_NAMES[name] for name in ("fgsm", "pgd", "random_noise")} | {
     "gaussian_noise": "Gaussian noise"
 }
+UNKNOWN = "unknown"  # the label of an image of which nobody said what is true
 SEEDED = ("pgd", "random_noise", "gaussian_noise")
 
 
@@ -23,7 +27,8 @@ class Answers:
     """What one model says of one image under one attack, at every stop that was asked for so far.
 
     network: the model; name: its name; side: `loading.Side`; position: of the image there; attack: one of `SHOWN`. `rows`, `images`
-    and `maps` hold, by stop of `axis`, the row of predictions, the image, and where the model looks.
+    and `maps` hold, by stop of `axis`, the row of predictions, the image, and where the model looks. Attacks lead away from the true
+    label, and where that is `UNKNOWN` from what this model answers to the clean image.
     """
 
     def __init__(self, network, name, side, position, attack, seed=0, pgd_steps=10):
@@ -31,8 +36,15 @@ class Answers:
         self.axis = axis_of(attack)
         self.table = side.table.iloc[[position]]
         self.clean = loading.center_crop(side.pixels[[position]])
-        self.label = torch.from_numpy(side.labels[[position]])
+        self.told = torch.from_numpy(side.labels[[position]])
         self.images, self.rows, self.maps = {}, {}, {}
+
+    @cached_property
+    def label(self):
+        """What the attack leads away from: int64 (1,), 1 malignant."""
+        if self.table["label"].iloc[0] != UNKNOWN:
+            return self.told
+        return torch.from_numpy((evaluation.predict(self.network, self.clean) > 0).astype(np.int64))
 
     def has(self, k, method=None):
         """Whether stop k is answered; method: a name of `saliency.METHODS` that is asked for too."""
@@ -83,6 +95,11 @@ class Answers:
                 self.network, self.clean, self.label, self.attack, values, self.steps, self.seed
             )
         self.images |= dict(zip(stops, made, strict=True))
+
+    def wrong(self):
+        """Whether the answer to the clean image, stop 0, is known to be wrong."""
+        row = self.rows[0]
+        return row["label"] != UNKNOWN and (row["margin"] > 0) != (row["label"] == "malignant")
 
     def turns_at(self):
         """The smallest stop that changes the clean decision; None where there is none, or one below is not answered yet."""

@@ -5,14 +5,18 @@ Pictures go into an `Image` widget and words and curves into HTML: a headless ru
 flicker.
 """
 
+import contextlib
 import io
 import threading
+import weakref
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
+from IPython import get_ipython
 from IPython.display import Markdown
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -32,12 +36,12 @@ from lib import (
     saliency,
     wording,
 )
-from lib.answers import SEEDED, SHOWN, Answers, axis_of
+from lib.answers import SEEDED, SHOWN, UNKNOWN, Answers, axis_of
 from lib.files import left_by_system
 
 CHUNK = 4  # stops answered at a time, so that the one that is waited for comes soon
 PAGE = 8  # thumbnails
-OWN = "own"  # the case of images that are not of the study
+OWN, STUDY = "own", "study"  # whose images are browsed; the first is also the case of own ones
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 AMPLIFICATIONS = (1, 4, 8, 16, 32, 64)
 
@@ -77,14 +81,16 @@ def still_figure(networks, side, position, attack="fgsm"):
 
 
 def own_images(files, network, image_size):
-    """Images that are not of the study, as a `loading.Side`; each one's label is the network's own answer, as nobody knows the truth.
+    """Images that are not of the study, as a `loading.Side`. Nobody knows the truth: in its table their label is `UNKNOWN`.
 
-    files: a folder, a list of paths, or {name: bytes}; image_size: pixels, as the network was trained. An image is cropped to the
+    files: a folder, a list of paths or of (name, bytes), or {name: bytes}; of several with one name all are kept, as a.png,
+    a.png (2). network: its own answers are the side's `labels`, for attacks on it; the explorer leads each model away from that model's.
+    image_size: pixels, as the network was trained. An image is cropped to the
     shape of BreaKHis's field of view, 700 x 460, around its center. Raises ValueError, naming the file, where one is no image, not
     RGB or too small, and where there is none.
     """
     if isinstance(files, str | Path):
-        folder = Path(files)
+        folder = Path(files).expanduser()
         files = sorted(
             path
             for path in folder.glob("*")
@@ -93,7 +99,8 @@ def own_images(files, network, image_size):
         if not files:
             raise ValueError(f"{folder} holds no image: files ending in {', '.join(SUFFIXES)} are read.")
     if not isinstance(files, dict):
-        files = {Path(path).name: Path(path) for path in files}
+        named = [each if isinstance(each, tuple) else (Path(each).name, Path(each)) for each in files]
+        files = dict(zip(_distinct(name for name, _ in named), (each for _, each in named), strict=True))
     pixels = np.stack(
         [
             decoding.fit(io.BytesIO(content) if isinstance(content, bytes) else content, image_size, name)
@@ -102,10 +109,31 @@ def own_images(files, network, image_size):
     )
     contents = [io.BytesIO(each) if isinstance(each, bytes) else each for each in files.values()]
     decoding.say_transparent(pd.DataFrame({"image": list(files), "path": contents}))
-    malignant = evaluation.predict(network, loading.center_crop(pixels)) > 0
-    table = pd.DataFrame({"image": list(files), "label": np.where(malignant, "malignant", "benign")})
-    table = table.assign(case=OWN, subtype="", magnification=0, split=OWN, split_by=OWN, fold=0)
-    return loading.Side(table, pixels, malignant.astype(np.int64), OWN)
+    answered = evaluation.predict(network, loading.center_crop(pixels)) > 0
+    table = pd.DataFrame({"image": list(files)}).assign(label=UNKNOWN, case=OWN, subtype="", magnification=0)
+    table = table.assign(split=OWN, split_by=OWN, fold=0)
+    return loading.Side(table, pixels, answered.astype(np.int64), OWN)
+
+
+def _distinct(names):
+    """The names in their order, each that was there before with a number: a.png, a.png (2)."""
+    found = {}
+    for name in names:
+        told = name
+        for number in range(2, len(found) + 3):
+            if told not in found:
+                break
+            told = f"{name} ({number})"
+        found[told] = None
+    return list(found)
+
+
+def _together(one, two):
+    """Two sides of own images as one."""
+    table = pd.concat([one.table, two.table], ignore_index=True)
+    table["image"] = _distinct(table["image"])
+    pixels, labels = (np.concatenate(pair) for pair in ((one.pixels, two.pixels), (one.labels, two.labels)))
+    return loading.Side(table, pixels, labels, OWN)
 
 
 def of_run(run, **options):
@@ -137,13 +165,25 @@ def view_of(*names):
     return Markdown("No model is trained yet: start `make reports`, or run notebooks 1 and 2.")
 
 
+OPEN = weakref.WeakSet()  # the explorers whose widgets live
+
+
+def _cell():
+    """Which cell of a notebook is running, and which run of it this is; (None, None) where no cell is."""
+    shell = get_ipython()
+    asked = shell.get_parent() if hasattr(shell, "get_parent") else {}
+    # Where a front end does not say the cell's name, its code stands for it.
+    cell = asked.get("metadata", {}).get("cellId") or asked.get("content", {}).get("code")
+    return cell, asked.get("header", {}).get("msg_id")
+
+
 class Explorer:
     """The explorer as an ipywidgets box, `view`: choose an image, a model and an attack, and turn epsilon.
 
     networks: {name: model}; side: the `loading.Side` to browse; position: of the first image shown; attack: the first, one of `SHOWN`;
     trained_at: the epsilon (a fraction) or sigma of a defense, marked in the curve; seed: of what is random; background: False
     answers in the calling thread. Until something is moved only what is shown is computed, at once, so that a headless run
-    loses no time.
+    loses no time. When its cell is run again, what it made is closed (`close`).
     """
 
     def __init__(
@@ -158,10 +198,20 @@ class Explorer:
         seed=0,
         background=True,
     ):
-        self.networks, self.side, self.pgd_steps, self.background = networks, side, pgd_steps, background
+        self.cell, self.cell_run = _cell()
+        for other in list(OPEN):
+            if self.cell and other.cell == self.cell and other.cell_run != self.cell_run:
+                other.close()
+        OPEN.add(self)
+        self.networks, self.pgd_steps, self.background = networks, pgd_steps, background
+        own = (side.table["case"] == OWN).all()
+        # What the user says of own images is noted in the side's table; the caller's stays as it is.
+        self.side = replace(side, table=side.table.copy(), labels=side.labels.copy()) if own else side
+        self.sides = {OWN if own else STUDY: self.side}
         self.mark = (axis_of(attack), trained_at) if trained_at is not None else (None, None)
         self.known, self.clean, self.page = {}, {}, None
         self.lock, self.busy, self.thread, self.touched = threading.RLock(), threading.Lock(), None, False
+        self.quiet = self.closed = False
         self._make_controls(attack, position, seed)
         self._lay_out()
         for control in (
@@ -178,6 +228,8 @@ class Explorer:
         for control in (self.filter, self.case, self.model):  # what is right depends on the model
             control.observe(self._guarded(self._filtered), "value")
         self.upload.observe(self._guarded(self._uploaded), "value")
+        self.source.observe(self._guarded(self._sourced), "value")
+        self.truth.observe(self._guarded(self._told), "value")
         self.typed.observe(self._guarded(self._from_text), "value")
         self.before.on_click(self._guarded(lambda _: self._move(-1)))
         self.after.on_click(self._guarded(lambda _: self._move(1)))
@@ -197,8 +249,11 @@ class Explorer:
                 **more,
             )
 
-        self.filter = dropdown("images", ["all", "benign", "malignant", "right", "wrong"], "170px")
-        self.case = dropdown("case", ["all", *sorted(self.side.table["case"].unique())], "190px")
+        self.source = dropdown("images", [("the study's", STUDY), ("your own", OWN)], "180px")
+        self.source.value = next(iter(self.sides))
+        self.truth = dropdown("truth", [UNKNOWN, *data.CLASSES], "160px")
+        self.filter = dropdown("show", ["all", "benign", "malignant", "right", "wrong"], "160px")
+        self.case = dropdown("case", self._cases(), "190px")
         self.image = dropdown("image", self._offered("all", "all"), "360px", value=position)
         self.before, self.after = (
             widgets.Button(description=words, layout=short) for words in ("◀ previous", "next ▶")
@@ -252,7 +307,16 @@ class Explorer:
 
         self.view = widgets.VBox(
             [
-                row(self.filter, self.case, self.image, self.before, self.after, self.upload),
+                row(
+                    self.source,
+                    self.filter,
+                    self.case,
+                    self.image,
+                    self.truth,
+                    self.before,
+                    self.after,
+                    self.upload,
+                ),
                 row(*self.thumbnails, self.count, self.looks),
                 row(self.model, self.attack, self.seed, self.amplify, self.saliency, self.compare),
                 row(self.epsilon, self.typed),
@@ -262,6 +326,25 @@ class Explorer:
                 row(self.words, self.curve),
             ]
         )
+
+    def close(self):
+        """Take the explorer from the page and give back what it holds; the thread that answers ends after its piece of work."""
+        with self.lock:
+            self.closed = True
+            OPEN.discard(self)
+            parts = [self.view]
+            for each in parts:
+                inside = (
+                    *getattr(each, "children", ()),
+                    getattr(each, "layout", None),
+                    getattr(each, "style", None),
+                )
+                parts += [part for part in inside if isinstance(part, widgets.Widget)]
+            for each in parts:
+                each.close()
+            # Notebooks keep the box in Out; without its parts it keeps nothing alive.
+            self.view.children = ()
+            self.known.clear()
 
     # ------------------------------------------------------------ what is chosen
 
@@ -299,30 +382,79 @@ class Explorer:
             if name not in self.clean:
                 with self.busy:
                     self.clean[name] = evaluation.predict(self.networks[name], self.side.tensors()[0])
-            keep = ((self.clean[name] > 0) == (self.side.labels == 1)) == (kind == "right")
+            right = (self.clean[name] > 0) == (self.side.labels == 1)
+            keep = (right == (kind == "right")) & (table["label"] != UNKNOWN)
         if case != "all":
             keep = keep & (table["case"] == case)
         return [(f"{table['label'].iloc[k]}: {table['image'].iloc[k]}", int(k)) for k in np.flatnonzero(keep)]
 
+    def _cases(self):
+        return ["all", *sorted(set(self.side.table["case"]) - {OWN})]
+
+    @contextlib.contextmanager
+    def _at_once(self):
+        """Several controls are set, and nothing follows from any of them alone."""
+        with self.lock:
+            self.quiet = True
+            try:
+                yield
+            finally:
+                self.quiet = False
+
     def _filtered(self, _):
+        if not self.quiet:
+            self._offer()
+
+    def _offer(self, position=None):
+        """Offer the images that the filters leave, and show the one at a position, or the first of them."""
         offered = self._offered(self.filter.value, self.case.value)
         self.message.value = "" if offered else "No image is left by these filters: choose others."
         if offered and offered != list(self.image.options):
-            self.image.options = offered  # takes the first, and tells `_changed`
+            with self._at_once():
+                self.image.options = offered
+                if position in (each for _, each in offered):
+                    self.image.value = position
+            self._changed("offered")
+
+    def _sourced(self, _):
+        if not self.quiet:
+            self._browse(self.source.value)
+
+    def _browse(self, whose, position=0):
+        """Browse the images of the study or own ones, from the one at a position."""
+        with self._at_once():
+            self.side, self.clean, self.page = self.sides[whose], {}, None
+            self.known.clear()
+            self.source.value, self.filter.value, self.case.options = whose, "all", self._cases()
+            self.image.options = self._offered("all", "all")
+            self.image.value = position
+        self._changed("browsed")
 
     def _uploaded(self, _):
-        """Browse the images that were uploaded instead of the study's."""
-        files = {each["name"]: bytes(each["content"]) for each in self.upload.value}
+        """Browse what was uploaded, beside earlier own images."""
+        files = [(each["name"], bytes(each["content"])) for each in self.upload.value]
         if files:
             with self.busy:
-                side = own_images(files, self.networks[self.model.value], self.side.pixels[:1].shape[1])
-            with self.lock:
-                self.side, self.clean, self.page = side, {}, None
-                self.known.clear()
-                self.filter.value = "all"
-                self.case.options = ["all"]
-                self.image.options = self._offered("all", "all")
-            self._changed("uploaded")  # the first image may have the number of the one before
+                new = own_images(files, self.networks[self.model.value], self.side.pixels[:1].shape[1])
+            earlier = self.sides.get(OWN)
+            self.sides[OWN] = _together(earlier, new) if earlier else new
+            self.upload.value = ()  # so that the same file can be chosen again
+            self._browse(OWN, len(earlier) if earlier else 0)
+
+    def _told(self, _):
+        """The user says what an own image truly is: from now on the attacks lead away from that."""
+        k, word = self.image.value, self.truth.value
+        if self.quiet or self.side is not self.sides.get(OWN) or word == self.side.table["label"].iloc[k]:
+            return
+        with self.lock:
+            self.side.table.loc[k, "label"] = word
+            if word != UNKNOWN:
+                self.side.labels[k] = data.CLASSES.index(word)
+            self.known.clear()
+            self.page = None
+            with self._at_once():
+                self.filter.value = "all"  # or the image might be gone from those on offer
+        self._offer(k)
 
     def _positions(self):
         """The positions of the images on offer, and where the chosen one stands among them."""
@@ -400,7 +532,7 @@ class Explorer:
         try:
             while True:
                 with self.lock:
-                    work = self._next()
+                    work = None if self.closed else self._next()
                     if work is None:
                         self.thread = None
                         return
@@ -414,7 +546,7 @@ class Explorer:
             self.message.value = f"This did not work: {escape(f'{type(error).__name__}: {error}')}"
 
     def _changed(self, change):
-        if self.image.value is None:
+        if self.quiet or self.image.value is None:
             return
         self.touched |= change is not None
         self.message.value = ""
@@ -422,6 +554,11 @@ class Explorer:
         if self.epsilon.max != self.axis.stops[-1] * self.axis.unit:
             self._turn(self.axis, self.stop)
         self.typed.value = f"{self.epsilon.value:g}"
+        own = self.side is self.sides.get(OWN)
+        self.source.layout.display = None if len(self.sides) > 1 else "none"
+        self.truth.layout.display = None if own else "none"
+        if own:
+            self.truth.value = self.side.table["label"].iloc[self.image.value]
         self._show_thumbnails()
         self._show()
         if not (self.background and self.touched):
@@ -456,6 +593,8 @@ class Explorer:
 
     def _show(self):
         with self.lock:
+            if self.closed:
+                return
             k, wanted, method = self.stop, self._wanted(), self.method
             colors = {name: to_hex(color) for name, color in figures.colors_of(list(self.networks)).items()}
             ready = [answers for answers in wanted if answers.has(0, method) and answers.has(k, method)]
@@ -502,10 +641,14 @@ class Explorer:
         row = ready[0].rows[0]
         known = f"case {escape(str(row['case']))}, truly {row['label']}"
         if row["case"] == OWN:
-            known = "an image of your own: the attacks lead away from the model's answer"
+            known = f"an image of your own, {row['label']} as you say"
+            if row["label"] == UNKNOWN:
+                known = "an image of your own: each attack leads away from that model's own answer"
         changed = "noisy" if self.attack.value == "gaussian_noise" else "adversarial"
         names = ["original", f"perturbation x {self.amplify.value}"]
-        names += [changed] if len(ready) == 1 else [f"for {wording.model_name(a.name)}" for a in ready]
+        names += (
+            [changed] if len(ready) == 1 else [f"for {escape(wording.model_name(a.name))}" for a in ready]
+        )
         below = f" Below: {method} of each image's answer, each in its own scale." if method else ""
         return f"<b>{escape(str(row['image']))}</b>, {known}. From left to right: {', '.join(names)}.{below}"
 
@@ -516,9 +659,11 @@ class Explorer:
             clean, row, turns = answers.rows[0], answers.rows[k], answers.turns_at()
             turned = (clean["margin"] > 0) != (row["margin"] > 0)
             said = [f"{each['p_malignant']:.2f} {_word_of(each)}" for each in (clean, row)]
-            at = "not up to here" if not answers.missing() else "…"
+            at = "…" if answers.missing() else "not up to here"
+            if answers.wrong():
+                at, turns = "wrong already", None  # led away from the truth, it has nowhere to turn
             cells = [
-                f'<span style="color: {colors[answers.name]}">●</span> {wording.model_name(answers.name)}',
+                f'<span style="color: {colors[answers.name]}">●</span> {escape(wording.model_name(answers.name))}',
                 said[0],
                 f"<b>{said[1]}{' – turned' if turned else ''}</b>",
                 f"{row['ssim']:.3f}",

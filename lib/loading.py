@@ -183,7 +183,7 @@ def load_pixels(table, image_size, skip_bad_files=False, cache=None):
     pixels, rows = cache / f"{stem}.uint8", cache / f"{stem}.rows"
     table = table.assign(key=list(map(_cache_key, table["path"], table["sha256"])))
     bad = []
-    with FileLock(cache / f"{stem}.lock"):
+    with runs.locked(cache / f"{stem}.lock"):
         lines, position = _kept(pixels, rows, shape, table["key"].unique())
         missing = table[~table["key"].isin(position)].drop_duplicates("key")
         gone = [path for path in missing["path"] if not os.path.isfile(path)]

@@ -147,7 +147,7 @@ def _check_together(parameters):
         if isinstance(value, list) and len(set(value)) < len(value):
             raise ParameterError(f"{name}: {value} names one twice")
     for other in parameters.get("compare_with", []):
-        report = runs.home() / "reports" / other / "results.json"
+        report = runs.report(other) / "results.json"
         if other == run:
             raise ParameterError(f"compare_with: {other!r} is this run itself; leave it out")
         if not os.path.isfile(report):

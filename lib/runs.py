@@ -19,7 +19,7 @@ from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, SoftFileLock
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent

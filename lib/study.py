@@ -86,7 +86,8 @@ def run_study(profile, data_root=None, settings=(), force=False, notebooks=NOTEB
     for name in ("stages", "notebooks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with runs.locked(folder / ".lock", timeout=0):
+            runs.restore_report(parameters["run"])
             records = _run_stages(stages, parameters, folder, force)
             report = _publish_if_changed(records, parameters["run"], folder)
     except Timeout:
@@ -132,7 +133,7 @@ def overview():
         if not finished:
             continue
         about = runs.read_json(folder / "dataset.json")
-        report = runs.home() / "reports" / folder.name / "index.html"
+        report = runs.report(folder.name) / "index.html"
         waiting = [name for name in STAGES if name not in finished]
         found.append(
             {
@@ -202,7 +203,7 @@ def _key(notebook, parameters, noted, inputs):
     sources = [(cell["cell_type"], "".join(cell["source"])) for cell in profiles.cells(notebook)]
     code = runs.code_hash(*_modules_named_in("\n".join(text for _, text in sources)))
     values = [(name, _as_floats(value)) for name, value in noted.items()]
-    beside = [runs.home() / "reports" / run / "results.json" for run in parameters.get("compare_with", [])]
+    beside = [runs.report(run) / "results.json" for run in parameters.get("compare_with", [])]
     weights = [
         Path(start) for start in (parameters.get("pretrained", ""), *parameters.get("other_starts", []))
     ]

@@ -10,7 +10,6 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from joblib.externals.loky import ProcessPoolExecutor
 from PIL import Image, PngImagePlugin
 from scipy import ndimage
@@ -69,7 +68,7 @@ def draw_tree(folder, cases=24, images_per_case=8, magnifications=(100, 200), se
         raise ValueError(f"Magnification {sorted(unknown)} is not one of BreaKHis: 40, 100, 200 or 400.")
 
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
+    with runs.locked(folder.parent / f".{folder.name}.lock"):
         finished = _check_marker(folder, settings)
         noted = _checksums(folder) if finished else {}
         every = list(_jobs(folder, settings))

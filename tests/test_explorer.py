@@ -1,11 +1,19 @@
+import gc
 import time
+import weakref
+from dataclasses import replace
 from datetime import UTC, datetime
+from html import escape
 from io import BytesIO
+from types import SimpleNamespace
 
 import ipywidgets
 import numpy as np
 import pytest
 import torch
+from ipywidgets.widgets import widget
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 from scipy.special import expit
 
@@ -23,7 +31,7 @@ from lib import (
     saliency,
     training,
 )
-from lib.answers import SHOWN, Answers
+from lib.answers import SHOWN, UNKNOWN, Answers
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -288,7 +296,7 @@ def test_own_images_of_a_folder_are_cropped_and_answered(networks, tmp_path):
     assert own.table["image"].tolist() == ["wide.png"] and (own.pixels[:, :, 3:-3] == 200).all()
     assert own.pixels.shape == (1, 32, decoding.field_width(32), 3)
     margin = evaluation.predict(networks["baseline"], own.tensors()[0])[0]
-    assert own.table["label"].iloc[0] == ("malignant" if margin > 0 else "benign")
+    assert own.labels[0] == (margin > 0) and own.table["label"].iloc[0] == UNKNOWN
     view = explorer.Explorer({"mine": networks["baseline"]}, own, background=False)
     assert "an image of your own" in view.caption.value and "mine" in view.words.value
 
@@ -312,16 +320,221 @@ def test_what_is_no_image_is_told_in_words(shown, networks, content, words):
     assert words in shown.message.value and shown.caption.value == before
 
 
-def test_an_upload_is_browsed_instead(shown):
-    files = [("a.png", (200, 120, 160)), ("b.png", (90, 60, 120))]
-    shown.upload.value = [
+def upload(view, *files):
+    """Give files, (name, color), to an explorer as a browser does."""
+    view.upload.value = [
         {"name": name, "type": "image/png", "size": 1, "content": png(color=color), "last_modified": NOW}
         for name, color in files
     ]
-    assert [name.split(": ")[1] for name, _ in shown.image.options] == ["a.png", "b.png"]
-    assert "a.png" in shown.caption.value and shown.message.value == ""
-    shown.after.click()
-    assert "b.png" in shown.caption.value
+
+
+PINK, VIOLET, BROWN = (200, 120, 160), (90, 60, 120), (120, 90, 60)
+
+
+class Linear(torch.nn.Module):
+    """Answers by the red of an image; two of opposite sign always disagree, and fall at the same epsilon."""
+
+    def __init__(self, sign):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(sign * 10.0))
+
+    def forward(self, images):
+        lead = self.weight * (images[:, 0].mean((1, 2)) - 0.55)
+        return torch.stack([-lead, lead], 1)
+
+
+@pytest.fixture
+def pair():
+    return {"one": Linear(1), "other": Linear(-1)}
+
+
+@pytest.fixture
+def browsed(pair, side):
+    return explorer.Explorer(pair, side, background=False)
+
+
+def names(view):
+    return [name for name, _ in view.image.options]
+
+
+def test_uploads_are_browsed_beside_each_other_and_the_studys_images_come_back(browsed, side):
+    before = names(browsed), browsed.caption.value, browsed.pictures.value
+    assert browsed.source.layout.display == browsed.truth.layout.display == "none"
+    browsed.case.value = side.table["case"].iloc[5]
+    upload(browsed, ("a.png", PINK), ("b.png", VIOLET))
+    assert names(browsed) == ["unknown: a.png", "unknown: b.png"] and browsed.source.value == "own"
+    assert "a.png" in browsed.caption.value and browsed.message.value == ""
+    assert browsed.source.layout.display is browsed.truth.layout.display is None
+    browsed.after.click()
+    assert "b.png" in browsed.caption.value
+    upload(browsed, ("c.png", BROWN))
+    assert [name.split(": ")[1] for name in names(browsed)] == ["a.png", "b.png", "c.png"]
+    assert "c.png" in browsed.caption.value and "3 of 3" in browsed.count.value
+    browsed.source.value = "study"
+    assert (names(browsed), browsed.caption.value, browsed.pictures.value) == before
+    assert browsed.truth.layout.display == "none" and len(browsed.case.options) > 1
+    browsed.source.value = "own"
+    assert len(names(browsed)) == 3 and "a.png" in browsed.caption.value
+
+
+def test_of_files_with_one_name_all_stay(browsed, networks, tmp_path):
+    upload(browsed, ("a.png", PINK), ("a.png", VIOLET))
+    upload(browsed, ("a.png", BROWN))
+    assert names(browsed) == ["unknown: a.png", "unknown: a.png (2)", "unknown: a.png (3)"]
+    colors = [tuple(int(value) for value in image[16, 24]) for image in browsed.side.pixels]
+    assert colors == [PINK, VIOLET, BROWN]
+    for folder, color in (("x", PINK), ("y", VIOLET)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(png(color=color))
+    own = explorer.own_images([tmp_path / "x/a.png", tmp_path / "y/a.png"], networks["baseline"], 32)
+    assert own.table["image"].tolist() == ["a.png", "a.png (2)"]
+    assert [tuple(int(value) for value in image[16, 24]) for image in own.pixels] == [PINK, VIOLET]
+
+
+@pytest.mark.parametrize("chosen", ["one", "other"])
+def test_each_model_is_led_away_from_its_own_answer_where_nobody_knows_the_truth(pair, side, chosen):
+    view = explorer.Explorer(pair, side, background=False)
+    view.model.value = chosen
+    upload(view, ("a.png", PINK))
+    view.epsilon.value = 16
+    one, other = sorted(view.known.values(), key=lambda answers: answers.name, reverse=True)
+    assert (one.rows[0]["margin"] > 0) != (other.rows[0]["margin"] > 0)
+    for answers in (one, other):
+        margins = [answers.rows[k]["margin"] * np.sign(answers.rows[0]["margin"]) for k in (0, 1)]
+        assert margins[1] < margins[0], "toward the other class"
+    assert one.turns_at() == other.turns_at(), "models that mirror each other fall at the same epsilon"
+    assert "that model's own answer" in view.caption.value
+
+
+def test_the_user_may_say_the_truth(pair, side):
+    view = explorer.Explorer(pair, side, background=False)
+    upload(view, ("a.png", PINK), ("b.png", VIOLET))
+    view.after.click()
+    view.truth.value = "benign"
+    assert names(view) == ["unknown: a.png", "benign: b.png"] and view.image.value == 1
+    assert "benign as you say" in view.caption.value
+    answers = {each.name: each for each in view.known.values()}
+    assert all(each.label.item() == 0 for each in answers.values())
+    (wrong,) = (name for name, each in answers.items() if each.rows[0]["margin"] > 0)
+    cells = {line.split("</span> ")[1].split("<")[0]: line for line in view.words.value.split("<tr>")[2:]}
+    assert "wrong already" in cells[wrong]
+    assert "wrong already" not in cells[({"one", "other"} - {wrong}).pop()]
+    view.before.click()
+    assert view.truth.value == UNKNOWN and "own answer" in view.caption.value
+    view.after.click()
+    assert view.truth.value == "benign"
+    for kind, left in (("benign", ["benign: b.png"]), ("malignant", None)):
+        view.filter.value = kind
+        assert "No image is left" in view.message.value if left is None else names(view) == left
+    right = "right" if wrong != "one" else "wrong"
+    view.filter.value = "all"
+    view.filter.value = right
+    assert names(view) == ["benign: b.png"], "what nobody knows is neither right nor wrong"
+    view.filter.value = "all"
+    view.image.value = 1
+    view.truth.value = UNKNOWN
+    assert names(view) == ["unknown: a.png", "unknown: b.png"] and "own answer" in view.caption.value
+
+
+def test_a_model_that_is_wrong_already_is_not_called_unbreakable(browsed, side, pair):
+    margins = evaluation.predict(pair["one"], side.tensors()[0])
+    wrong = np.flatnonzero((margins > 0) != (side.labels == 1))
+    browsed.compare.value = False
+    browsed.image.value = int(wrong[0])
+    assert "wrong already" in browsed.words.value and "not up to here" not in browsed.words.value
+
+
+def test_own_images_given_by_the_caller_stay_the_callers(pair):
+    own = explorer.own_images({"a.png": png()}, pair["one"], 32)
+    view = explorer.Explorer(pair, own, background=False)
+    assert view.truth.layout.display is None and view.source.layout.display == "none"
+    view.truth.value = "malignant"
+    upload(view, ("a.png", PINK))
+    assert names(view) == ["malignant: a.png", "unknown: a.png (2)"]
+    assert own.table["label"].tolist() == [UNKNOWN]
+
+
+@pytest.mark.parametrize("name", ["<img src=x onerror=alert(1)>", "a|b*c_d"])
+def test_names_are_text_in_the_explorer(pair, side, name):
+    table = side.table.assign(image=name, case=name)
+    view = explorer.Explorer({name: pair["one"]}, replace(side, table=table), background=False)
+    upload(view, (name, PINK))
+    for words in ("", "no number"):
+        view.typed.value = words or view.typed.value
+        for whose in ("study", "own"):
+            view.source.value = whose
+            said = "".join(
+                each.value
+                for each in (view.caption, view.words, view.curve, view.message, view.looks, view.count)
+            )
+            assert "<img" not in said and escape(name) in view.caption.value
+            assert escape(name.replace("_", " ")) in view.words.value
+    view.upload.value = [
+        {"name": name, "type": "image/png", "size": 1, "content": b"none", "last_modified": NOW}
+    ]
+    assert escape(name) in view.message.value and "<img" not in view.message.value
+
+
+def in_cell(monkeypatch, cell, run, code="explore()"):
+    """As if a front end had asked for this run of a cell."""
+    asked = {
+        "metadata": {"cellId": cell} if cell else {},
+        "header": {"msg_id": run},
+        "content": {"code": code},
+    }
+    monkeypatch.setattr(explorer, "get_ipython", lambda: SimpleNamespace(get_parent=lambda: asked))
+
+
+@pytest.mark.parametrize("cell", ["a1", None])
+def test_an_explorer_is_freed_when_its_cell_is_run_again(pair, side, monkeypatch, cell):
+    before, made, out = len(widget._instances), [], []
+    for run in range(8):
+        in_cell(monkeypatch, cell, f"run {run}")
+        for _ in range(2):  # two in one cell
+            view = explorer.Explorer(pair, side, background=False)
+            made.append(weakref.ref(view))
+            out.append(view.view)  # as Out does
+    in_cell(monkeypatch, "another", "run 9", "other()")
+    beside = explorer.Explorer(pair, side, background=False)
+    del view
+    gc.collect()
+    assert [each() is not None for each in made] == [False] * 14 + [True] * 2
+    assert all(each.view.children for each in (made[-1](), made[-2](), beside))
+    in_cell(monkeypatch, cell, "run 10")
+    last = explorer.Explorer(pair, side, background=False)
+    beside.close()
+    last.close()
+    assert len(widget._instances) == before
+
+
+def test_a_closed_explorer_stops_answering(pair, side):
+    view = explorer.Explorer(pair, side, pgd_steps=50)
+    view.attack.value = "pgd"
+    thread = view.thread
+    view.close()
+    thread.join(60)
+    assert not thread.is_alive() and not view.known
+
+
+def test_outside_of_a_notebook_explorers_live_side_by_side(pair, side):
+    views = [explorer.Explorer(pair, side, background=False) for _ in range(3)]
+    assert all(view.view.children for view in views)
+
+
+def test_a_kernel_frees_an_explorer_when_its_cell_runs_again():
+    code = """
+import gc, numpy as np, pandas as pd
+from lib import decoding, explorer, loading, models
+network = models.build("none")
+table = pd.DataFrame({"image": ["a", "b"], "label": ["benign", "malignant"], "case": ["1", "2"]})
+pixels = np.random.default_rng(0).integers(0, 255, (2, 32, decoding.field_width(32), 3), dtype=np.uint8)
+side = loading.Side(table, pixels, np.array([0, 1]), "")
+"""
+    explore = "explorer.Explorer({'one': network}, side).view"
+    count = "gc.collect(); sum(type(each) is explorer.Explorer for each in gc.get_objects())"
+    cells = [new_code_cell(each) for each in (code, *[explore] * 8, count)]
+    ran = NotebookClient(new_notebook(cells=cells), timeout=240, kernel_name="python3").execute()
+    assert ran.cells[-1].outputs[-1]["data"]["text/plain"] == "1"
 
 
 def test_what_systems_leave_beside_own_images_is_skipped(networks, tmp_path, capsys):
