@@ -44,7 +44,7 @@ def demo(notebook, home):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     notebook = Path(notebook)
-    voila = ["voila", str(notebook), f"--port={port}"]
+    voila = ["voila", str(notebook), f"--port={port}", "--Voila.tornado_settings=allow_remote_access="]
     with _server(voila, notebook.parent, home) as address, _page() as page:
         page.goto(address)
         page.wait_for_selector(HANDLE)

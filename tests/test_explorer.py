@@ -527,6 +527,7 @@ import gc, numpy as np, pandas as pd
 from lib import decoding, explorer, loading, models
 network = models.build("none")
 table = pd.DataFrame({"image": ["a", "b"], "label": ["benign", "malignant"], "case": ["1", "2"]})
+table = table.assign(subtype="", magnification=100, split="test", split_by="case", fold=0)
 pixels = np.random.default_rng(0).integers(0, 255, (2, 32, decoding.field_width(32), 3), dtype=np.uint8)
 side = loading.Side(table, pixels, np.array([0, 1]), "")
 """
