@@ -119,10 +119,9 @@ def _distinct(names):
     """The names in their order, each that was there before with a number: a.png, a.png (2)."""
     found = {}
     for name in names:
-        told = name
-        for number in range(2, len(found) + 3):
-            if told not in found:
-                break
+        told, number = name, 1
+        while told in found:
+            number += 1
             told = f"{name} ({number})"
         found[told] = None
     return list(found)

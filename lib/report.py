@@ -71,8 +71,9 @@ def _refuse_read_only(report):
     folders = [report.parent, report, *(path for path in report.rglob("*") if path.is_dir())]
     for folder in folders:
         if folder.exists() and not os.access(folder, os.W_OK):
+            whole = report if folder.is_relative_to(report) else folder
             raise PermissionError(
-                f"{folder} is read-only, so no report was built: make it writable (chmod -R u+w {report}), or choose another run name"
+                f"{folder} is read-only, so no report was built: make it writable (chmod -R u+w {whole}), or choose another run name"
             )
 
 
@@ -91,10 +92,8 @@ def _put(new, report, old):
 
 def _swapped(one, two):
     """Swap two folders in one step, which Linux and macOS can on most disks; False, and nothing is done, where they cannot."""
-    here, swap = (
-        -100,
-        2,
-    )  # AT_FDCWD; RENAME_EXCHANGE of renameat2 in Linux, RENAME_SWAP of renamex_np in macOS
+    # AT_FDCWD of Linux; its RENAME_EXCHANGE, which has the number of macOS's RENAME_SWAP
+    here, swap = -100, 2
     paths = os.fsencode(one), os.fsencode(two)
     system = ctypes.CDLL(None)
     if hasattr(system, "renameat2"):
@@ -282,7 +281,9 @@ def _index_body(run, summary, dataset, results, pages):
     from nbconvert.filters import markdown2html
 
     provenance = results["provenance"]
-    links = "".join(f'<li><a href="{stem}.html">{html.escape(title)}</a></li>' for stem, title in pages)
+    links = "".join(
+        f'<li><a href="{html.escape(stem)}.html">{html.escape(title)}</a></li>' for stem, title in pages
+    )
     files = ", ".join(f'<a href="{name}">{name}</a>' for name in DATA_FILES)
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
     facts = [
@@ -366,12 +367,10 @@ def _write_page(path, title, body, current, pages, places, drawn):
     navigation = ""
     for stem, label in links:
         here = ' aria-current="page"' if stem == current else ""
-        navigation += (
-            f'<a href="{stem}.html" title="{html.escape(titles.get(stem, label))}"{here}>{label}</a> '
-        )
+        navigation += f'<a href="{html.escape(stem)}.html" title="{html.escape(titles.get(stem, label))}"{here}>{html.escape(label)}</a> '
     following = [stem for stem, _ in pages if stem > current or current == "index"][:1]
     ending = "".join(
-        f'<p class="next"><a href="{stem}.html">Next: {html.escape(titles[stem])}</a></p>'
+        f'<p class="next"><a href="{html.escape(stem)}.html">Next: {html.escape(titles[stem])}</a></p>'
         for stem in following
     )
     text = PAGE.format(
