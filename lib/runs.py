@@ -114,8 +114,13 @@ def writer(name):
 
 
 def dataset(run):
-    """What 01 noted about the images of a run: name, synthetic, images, cases, fingerprint."""
-    return json.loads(require(run, "dataset.json").read_text("utf-8"))
+    """What 01 noted about the images of a run: name, synthetic, images, cases, fingerprint. Raises ValueError for a damaged note."""
+    about = read_json(require(run, "dataset.json"))
+    if not about:
+        raise ValueError(
+            f"runs/{run}/dataset.json is damaged: run notebooks/01_data_split.ipynb again (with run={run!r})."
+        )
+    return about
 
 
 def parameters_used(run):

@@ -30,6 +30,16 @@ def test_require_says_which_notebook_writes_the_missing_file(tmp_path, monkeypat
     assert runs.require("quick", "split.csv") == tmp_path / "runs" / "quick" / "split.csv"
 
 
+def test_a_damaged_note_on_the_images_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_HOME", str(tmp_path))
+    runs.write_json(runs.folder("quick") / "dataset.json", {"synthetic": True})
+    assert runs.dataset("quick") == {"synthetic": True}
+    for text in ("{", "[]", ""):
+        (runs.folder("quick") / "dataset.json").write_text(text)
+        with pytest.raises(ValueError, match=r"quick/dataset\.json is damaged: run notebooks/01_data_split"):
+            runs.dataset("quick")
+
+
 def test_finished_work_is_current_only_with_its_recipe_and_undamaged(tmp_path):
     path, recipe = tmp_path / "baseline-pgd.csv.gz", {"steps": 20, "epsilons": (1, 2)}
     assert not runs.is_current(path, recipe)
