@@ -5,6 +5,7 @@ A notebook that is run again leaves the files of those after it as they were. So
 ("models", `checkpoints`), and whoever takes one asks `check` first.
 """
 
+import sys
 from pathlib import Path
 
 from lib import data, runs
@@ -65,6 +66,26 @@ def check_dataset(run, split):
         raise StaleError(
             f"runs/{run}/dataset.json describes other images than split.csv: run notebooks/01_data_split.ipynb again (with run={run!r})."
         )
+
+
+def parameters_used(folder):
+    """The parameters with which the runner made what a run holds; {} where a notebook was run by hand with others since, which is said."""
+    used = runs.parameters_used(folder.name)
+    made = runs.recipe_of(folder / "models" / "baseline.safetensors")
+    found = [(name, made.get(name)) for name in ("epochs", "batch_size", "learning_rate")]
+    for piece in (folder / "predictions").glob("*.csv.gz"):
+        made = runs.recipe_of(piece)
+        attack, _, steps = made["attack"]
+        found += [("seed", made["seed"]), ("image_size", made["sides"][0]["image_size"])]
+        found += [("pgd_steps", steps)] * (attack == "pgd")
+    for name, value in found:
+        if name in used and used[name] != value:
+            print(
+                f"parameters are not recorded: the runner had {name} {used[name]}, but {value} was used since by hand",
+                file=sys.stderr,
+            )
+            return {}
+    return used
 
 
 def _problem(path, split, image_size, known):

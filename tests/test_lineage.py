@@ -197,3 +197,13 @@ def test_a_data_set_described_by_another_notebook_01_is_named(run):
     lineage.check_dataset("toy", table)
     with pytest.raises(lineage.StaleError, match=r"dataset\.json describes other images .* run notebooks/01"):
         lineage.check_dataset("toy", table[table["image"] != table["image"][0]])
+
+
+def test_parameters_of_the_runner_are_not_told_of_what_was_made_by_hand_since(run, capsys):
+    folder, images = run
+    noted = {"seed": 0, "image_size": 32, "pgd_steps": 2, "epochs": None, "primary_defense": "merged_fgsm"}
+    runs.write_note(folder / "stages" / "03_fgsm_attack.json", {"parameters": noted})
+    assert lineage.parameters_used(folder) == noted
+    robustness.evaluate(folder, "baseline", images, ["pgd"], epsilons=EPSILONS, steps={"pgd": 3})
+    assert lineage.parameters_used(folder) == {}
+    assert "the runner had pgd_steps 2, but 3 was used since by hand" in capsys.readouterr().err
