@@ -446,9 +446,8 @@ def _publish_if_changed(records, run, folder):
     for executed in (folder / "notebooks").glob("*.ipynb"):
         if executed.stem not in records:
             executed.unlink()
-    histories = [
-        name for record in records.values() for name in record["outputs"] if name.startswith("history/")
-    ]
+    written = [name for record in records.values() for name in record["outputs"]]
+    histories = [name for name in written if name.startswith("history/") and name.endswith(".csv")]
     provenance = {
         "commit": commit,
         "versions": _versions([each["versions"] for each in environments]),

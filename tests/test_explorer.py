@@ -593,5 +593,9 @@ def test_a_run_is_opened_with_all_its_models(smoke, monkeypatch):
 
 def test_a_run_without_a_baseline_names_the_notebook_to_run(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="01_data_split"):
+        explorer.of_run("nothing")
+    (runs.folder("nothing")).mkdir(parents=True)
+    (runs.folder("nothing") / "split.csv").touch()
     with pytest.raises(FileNotFoundError, match="02_transfer_learning"):
         explorer.of_run("nothing")
