@@ -92,7 +92,7 @@ def index_images(root, skip_bad_files=False):
     twice = index["image"][index["image"].duplicated()].unique()
     if len(twice):
         raise ValueError(
-            f"{len(twice)} images are there twice under {root} ({', '.join(twice[:3])}): give a folder that holds one copy."
+            f"{len(twice)} images appear twice under {root} ({', '.join(twice[:3])}): give a folder that holds one copy of each."
         )
     index = _with_hashes(index, skip_bad_files)
     if listed:
@@ -295,7 +295,7 @@ def load_split(path):
         crossing = cases_on_two_sides(rows)
         if split_by == "case" and len(crossing):
             raise ValueError(
-                f"{path}: cases on two sides of fold {fold}: {', '.join(crossing[:5])}. Make the split anew."
+                f"{path}: cases on two sides of fold {fold}: {', '.join(crossing[:5])}. Run notebook 01 again."
             )
     return table
 

@@ -41,7 +41,7 @@ from lib.files import left_by_system
 
 CHUNK = 4  # stops answered at a time, so that the one that is waited for comes soon
 PAGE = 8  # thumbnails
-OWN, STUDY = "own", "study"  # whose images are browsed; the first is also the case of own ones
+OWN, STUDY = "own", "study"  # which images are browsed; OWN is also the case of your own images
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 AMPLIFICATIONS = (1, 4, 8, 16, 32, 64)
 
@@ -81,13 +81,12 @@ def still_figure(networks, side, position, attack="fgsm"):
 
 
 def own_images(files, network, image_size):
-    """Images that are not of the study, as a `loading.Side`. Nobody knows the truth: in its table their label is `UNKNOWN`.
+    """Images of your own as a `loading.Side`: uint8 pixels (n, image_size, W, 3), label `UNKNOWN`, since nobody knows the truth.
 
-    files: a folder, a list of paths or of (name, bytes), or {name: bytes}; of several with one name all are kept, as a.png,
-    a.png (2). network: its own answers are the side's `labels`, for attacks on it; the explorer leads each model away from that model's.
-    image_size: pixels, as the network was trained. An image is cropped to the
-    shape of BreaKHis's field of view, 700 x 460, around its center. Raises ValueError, naming the file, where one is no image, not
-    RGB or too small, and where there is none.
+    files: a folder, a list of paths or of (name, bytes), or {name: bytes}; files of one name are all kept, as a.png, a.png (2).
+    network: its answers become `labels`, int64 (n,); the explorer itself leads each model away from that model's own answer.
+    image_size: height in pixels, as the network was trained. Images are cut around their center to the shape of 700 x 460.
+    Raises ValueError, naming the file, where one is not readable, not RGB or too small, and where there are no files.
     """
     if isinstance(files, str | Path):
         folder = Path(files).expanduser()
@@ -159,7 +158,7 @@ def view_of(*names):
         if robustness.checkpoint(runs.folder(name), "baseline").exists():
             try:
                 return of_run(name).view
-            except lineage.StaleError as error:
+            except (ValueError, FileNotFoundError) as error:
                 return Markdown(f"```\n{error}\n```")
     return Markdown("No model is trained yet: start `make reports`, or run notebooks 1 and 2.")
 
@@ -640,9 +639,9 @@ class Explorer:
         row = ready[0].rows[0]
         known = f"case {escape(str(row['case']))}, truly {row['label']}"
         if row["case"] == OWN:
-            known = f"an image of your own, {row['label']} as you say"
+            known = f"an image of your own; you say it is {row['label']}"
             if row["label"] == UNKNOWN:
-                known = "an image of your own: each attack leads away from that model's own answer"
+                known = "an image of your own: each attack leads away from the attacked model's own answer"
         changed = "noisy" if self.attack.value == "gaussian_noise" else "adversarial"
         names = ["original", f"perturbation x {self.amplify.value}"]
         names += (

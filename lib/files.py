@@ -63,17 +63,17 @@ def names_in(folder):
     return names
 
 
-def find(root, name, names_in=names_in):
+def find(root, name, listing=names_in):
     """The path below `root` that a list means by `name`, which need not exist: `root / name` where nothing fits it better.
 
     The name may have Windows' backslashes, and another Unicode form or other capital letters than on disk where only one file
-    fits. names_in: `names_in`, cached by whoever looks for many files.
+    fits. listing: `names_in`, cached by whoever looks for many files.
     """
     for written in dict.fromkeys((name, name.replace("\\", "/"))):
         path = Path(root)
         for part in Path(written).parts:
             if not os.path.lexists(path / part):
-                fitting = names_in(path).get(_compared(part), [])
+                fitting = listing(path).get(_compared(part), [])
                 part = fitting[0] if len(fitting) == 1 else part
             path = path / part
         if os.path.lexists(path):

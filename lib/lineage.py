@@ -1,8 +1,8 @@
 """Whether what earlier notebooks left in a run still belongs together.
 
 A notebook that is run again leaves the files of those after it as they were. So each finished file notes beside it
-(`runs.write_recipe`) from which sides of the split it was made ("sides", `loading.Side.origin`) and from which checkpoints
-("models", `checkpoints`), and whoever takes one asks `check` first.
+(`runs.write_recipe`) from which sides of the split it was made ("sides", `loading.Side.origin`), from which checkpoints ("models",
+`checkpoints`) and, in a cascade of attacks, after which piece ("pieces"), and whoever takes one asks `check` first.
 """
 
 import sys
@@ -36,52 +36,87 @@ def check(paths, split, image_size=None):
         raise StaleError(_message(found))
 
 
-def check_alike(paths):
-    """Raise StaleError unless pieces of predictions agree in image size, seed and the steps of each attack.
+def check_alike(paths, split):
+    """Raise StaleError unless pieces of predictions agree in images, seed and the steps of each attack, and no fold lacks an epsilon.
 
-    paths: of predictions/. The first piece that has a value sets it for the others.
+    paths: of predictions/; split: rows of split.csv.
     """
-    found, first = {}, {}
+    found, first, epsilons = {}, {}, {}
     for path in map(Path, paths):
         made = runs.recipe_of(path)
-        attack, _, steps = made["attack"]
+        side, (attack, at, steps) = made["sides"][0], made["attack"]
         values = {
             f"steps of {attack}": steps,
             "seed": made["seed"],
-            "image size": made["sides"][0]["image_size"],
+            "image_size": side["image_size"],
+            "magnifications": side["magnifications"],
         }
         for name, value in values.items():
-            other, where = first.setdefault(name, (value, path.name))
+            other, where = first.setdefault(name, (value, path))
             if value != other:
-                found[path] = f"made with {name} {value}, but {where} with {other}"
+                found[path] = f"made with {name} {value}"
+                found.setdefault(where, f"made with {name} {other}")
+        evaluated = made["name"], attack, made["source"], side["split_by"], side["split"]
+        of_fold = epsilons.setdefault(evaluated, {}).setdefault(side["fold"], {})
+        of_fold |= dict.fromkeys(at, path)
+    for (*_, split_by, _), of_folds in epsilons.items():
+        every = {epsilon: path for of_fold in of_folds.values() for epsilon, path in of_fold.items()}
+        for fold in split.loc[split["split_by"] == split_by, "fold"].unique():
+            lacking = [path for epsilon, path in every.items() if epsilon not in of_folds.get(fold, {})]
+            found |= dict.fromkeys(lacking, f"fold {fold} was not shown the same attack at the same epsilons")
     if found:
-        raise StaleError(_message(found))
+        raise StaleError(_message(found, "again with the same values"))
 
 
-def check_dataset(run, split):
-    """Raise StaleError unless dataset.json describes the images of the split (rows of split.csv); 01 writes both, one after the other."""
+def check_dataset(run, split, predictions):
+    """Raise StaleError unless dataset.json describes the images of the split, and the predictions are on those.
+
+    split: rows of split.csv, which notebook 01 writes just before; predictions: the table.
+    """
     about, rows = runs.dataset(run), split.drop_duplicates("image")
     rows = rows[rows["magnification"].isin(about["magnifications"])]
+    again = f"run notebooks/01_data_split.ipynb again (with run={run!r})."
     if data.fingerprint(rows) != about["fingerprint"]:
+        raise StaleError(f"runs/{run}/dataset.json describes other images than split.csv: {again}")
+    if other := set(predictions["magnification"]) ^ set(about["magnifications"]):
         raise StaleError(
-            f"runs/{run}/dataset.json describes other images than split.csv: run notebooks/01_data_split.ipynb again (with run={run!r})."
+            f"runs/{run}/dataset.json and the predictions differ in magnification {sorted(map(int, other))}: give all notebooks the same "
+            f"magnifications, and {again}"
         )
+
+
+def check_trained_at(folder, train_epsilon):
+    """Raise StaleError where a defense of the run was trained at another epsilon, in 255ths, than the one that is to be reported."""
+    for name in ("merged_fgsm", "adversarial_training"):
+        made = runs.recipe_of(folder / "models" / f"{name}.safetensors").get("train_epsilon")
+        if made not in (None, train_epsilon):
+            raise StaleError(
+                f"{name} was trained at train_epsilon {made:g}, not {train_epsilon:g}: set train_epsilon to {made:g} here too, or run "
+                f"notebooks/05_adversarial_training_defense.ipynb again (with run={folder.name!r})."
+            )
+
+
+def outdated(paths, split):
+    """Which of these finished files no longer belong to the split (rows of split.csv) and the run's models, or are damaged."""
+    known = {}
+    return [path for path in map(Path, paths) if _problem(path, split, None, known)]
 
 
 def parameters_used(folder):
     """The parameters with which the runner made what a run holds; {} where a notebook was run by hand with others since, which is said."""
-    used = runs.parameters_used(folder.name)
+    used = runs.runner_parameters(folder.name)
     made = runs.recipe_of(folder / "models" / "baseline.safetensors")
     found = [(name, made.get(name)) for name in ("epochs", "batch_size", "learning_rate")]
     for piece in (folder / "predictions").glob("*.csv.gz"):
         made = runs.recipe_of(piece)
         attack, _, steps = made["attack"]
         found += [("seed", made["seed"]), ("image_size", made["sides"][0]["image_size"])]
-        found += [("pgd_steps", steps)] * (attack == "pgd")
+        if attack == "pgd":
+            found.append(("pgd_steps", steps))
     for name, value in found:
         if name in used and used[name] != value:
             print(
-                f"parameters are not recorded: the runner had {name} {used[name]}, but {value} was used since by hand",
+                f"parameters are left out of results.json: the runner used {name} {used[name]}, but a notebook run by hand since then {value}",
                 file=sys.stderr,
             )
             return {}
@@ -94,9 +129,9 @@ def _problem(path, split, image_size, known):
         return "missing"
     made = runs.recipe_of(path)
     if not {"sides", "models"} & set(made):
-        return "nothing beside it says what it was made from"
+        return "has no record of what it was made from"
     if not runs.is_whole(path):
-        return "damaged, it is not as it was written"
+        return "damaged: it changed after it was written"
     for side in made.get("sides", ()):
         key = repr(side)
         if key not in known:
@@ -105,12 +140,13 @@ def _problem(path, split, image_size, known):
             return f"made from other {side['split']} images than the split holds now"
         if image_size not in (None, side["image_size"]):
             return f"made at {side['image_size']} pixels, not at {image_size}"
-    for name, sha256 in made.get("models", {}).items():
-        checkpoint = _run_of(path) / "models" / name
-        if checkpoint not in known:
-            known[checkpoint] = runs.file_hash(checkpoint) if checkpoint.is_file() else None
-        if known[checkpoint] not in (None, sha256):  # finished work may outlive the checkpoint
-            return f"made from another {name} than models/ holds now"
+    for part, folder in (("models", "models"), ("pieces", "predictions")):
+        for name, sha256 in made.get(part, {}).items():
+            source = _run_of(path) / folder / name
+            if source not in known:
+                known[source] = runs.file_hash(source) if source.is_file() else None
+            if known[source] not in (None, sha256):  # finished work may outlive what it was made from
+                return f"made from another {name} than {folder}/ holds now"
     return None
 
 
@@ -127,7 +163,7 @@ def _run_of(path):
     return path.parent if (path.parent / "split.csv").exists() else path.parents[1]
 
 
-def _message(found):
+def _message(found, again="again"):
     folder = _run_of(next(iter(found)))
     names = {path.relative_to(folder).as_posix(): problem for path, problem in found.items()}
     lines = [f"  {name}: {problem}" for name, problem in names.items()]
@@ -136,8 +172,8 @@ def _message(found):
     notebooks = sorted({f"notebooks/{runs.writer(name)}.ipynb" for name in names})
     return "\n".join(
         [
-            f"The run {folder.name} lacks files, or holds some that do not belong together:",
+            f"Files of the run {folder.name} are missing or do not belong together:",
             *lines,
-            f"Run {', then '.join(notebooks)} again (with run={folder.name!r}); delete what that does not write anew.",
+            f"Run {', then '.join(notebooks)} {again} (with run={folder.name!r}). Delete any listed file that is still unchanged afterwards.",
         ]
     )

@@ -1,6 +1,5 @@
 """The images of a split as arrays: each decoded once and kept, and one side of one fold for training or testing."""
 
-import contextlib
 import functools
 import hashlib
 import os
@@ -88,24 +87,20 @@ def open_images(path, image_size, magnifications=(), split_by=None):
     Raises ValueError, saying what is there, where that selects nothing, and where the images or their list are not as notebook 01
     read them; FileNotFoundError for images that are gone, unless their pixels are kept.
     """
-    whole = table = data.load_split(path)
-    table = table[table["split_by"] == (split_by or table["split_by"].iloc[0])]
+    whole = data.load_split(path)
+    split_by = split_by or whole["split_by"].iloc[0]
+    table = whole[whole["split_by"] == split_by]
     if len(magnifications):
         table = table[table["magnification"].isin(magnifications)]
     if table.empty:
         there = whole.groupby("split_by")["magnification"].unique()
         said = "; ".join(f"by {name}: {', '.join(map(str, sorted(at)))}X" for name, at in there.items())
         raise ValueError(
-            f"{path} has no split by {split_by} of magnification {list(magnifications)} ({said}): run notebook 01 with the same parameters."
+            f"{path} has no images split by {split_by} at magnification {list(magnifications)} (it has {said}): run notebook 01 with the same parameters."
         )
-    try:
-        _check_list(runs.recipe_of(path))
-        _check_sources(table)
-        pixels, table = load_pixels(table, image_size)
-    except (ValueError, FileNotFoundError):
-        with contextlib.suppress(OSError):
-            runs.forget_recipe(path)  # so that the runner makes the split again
-        raise
+    _check_list(runs.recipe_of(path))
+    _check_sources(table)
+    pixels, table = load_pixels(table, image_size)
     return Images(table, pixels)
 
 
@@ -145,9 +140,8 @@ def _changed(table):
     with ThreadPool() as pool:
         hashes = pool.imap(_hash_now, table["path"])
         now = list(tqdm(hashes, desc="checking", total=len(table), unit="image", delay=10))
-    now = map(data.page_hash, now, table.get("page", [""] * len(table)))
-    read = zip(table["path"], table["sha256"], now, strict=True)
-    return [path for path, before, after in read if after != before and os.path.exists(path)]
+    read = zip(table["path"], table["sha256"], now, table.get("page", [""] * len(table)), strict=True)
+    return [path for path, before, now, page in read if now and data.page_hash(now, page) != before]
 
 
 def _hash_now(path):
@@ -189,7 +183,7 @@ def load_pixels(table, image_size, skip_bad_files=False, cache=None):
         gone = [path for path in missing["path"] if not os.path.isfile(path)]
         if gone:
             raise FileNotFoundError(
-                f"{len(gone)} images are gone (the first: {gone[0]}), and {pixels} does not hold them undamaged: "
+                f"{len(gone)} images are gone (the first: {gone[0]}), and the kept pixels in {pixels} lack them or are damaged: "
                 "put them back, or run notebook 01 on a folder that holds them."
             )
         if len(missing):
@@ -245,9 +239,7 @@ def _kept(pixels, rows, shape, wanted):
     if damaged := len(found) - len(position):
         # Published with the notebook, so without the path of this machine.
         where = f"{pixels.parent.name}/{pixels.name}"
-        tqdm.write(
-            f"{damaged} of {len(found)} images in {where} do not fit their checksums: decoding them again"
-        )
+        tqdm.write(f"{damaged} of {len(found)} images in {where} fail their checksums: decoding them again")
     return len(lines), position
 
 

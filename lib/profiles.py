@@ -42,7 +42,7 @@ def load(name, notebooks=runs.ROOT / "notebooks"):
         raise ParameterError(f"no profile {name!r}{_nearest(str(name), known)}")
     if path.stat().st_size > LARGEST_PROFILE:
         raise ParameterError(
-            f"{path} is too large for a profile: lines of the form 'name: value' are asked for"
+            f"{path} is too large for a profile: a profile is a few lines of the form 'name: value'"
         )
     profile = values.read_yaml(path.read_bytes(), path)
     if not isinstance(profile, dict) or any(isinstance(value, dict) for value in profile.values()):
@@ -134,7 +134,9 @@ def _check_together(parameters):
     """Refuse what no study, or no notebook with these parameters, can do, before hours of work."""
     run, folder = parameters["run"], parameters.get("data_root", "synthetic")
     if not re.fullmatch(r"\w[\w.-]{0,99}", run):
-        raise ParameterError(f"run {values.said(run)} must be a plain folder name")
+        raise ParameterError(
+            f"run {values.said(run)} must be a plain folder name: letters, digits, dots, hyphens and underscores, such as quick_2"
+        )
     if folder not in NO_FOLDER and not os.path.isdir(folder):
         raise ParameterError(
             f"data_root {folder} is not a folder: give the one that holds BreaKHis_v1 (make data fills data/), or your images and their "
@@ -145,7 +147,7 @@ def _check_together(parameters):
             raise ParameterError(f"{name} must name at least one, such as {example}")
     for name, value in parameters.items():
         if isinstance(value, list) and len(set(value)) < len(value):
-            raise ParameterError(f"{name}: {value} names one twice")
+            raise ParameterError(f"{name}: {value} lists a value twice; leave one")
     for other in parameters.get("compare_with", []):
         report = runs.report(other) / "results.json"
         if other == run:

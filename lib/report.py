@@ -67,7 +67,7 @@ def publish(run, provenance):
 
 
 def _refuse_read_only(report):
-    """A report that was made read-only shall stay: it could be moved, but not removed."""
+    """Raise PermissionError where the last report is read-only: it could be moved, but not removed."""
     folders = [report.parent, report, *(path for path in report.rglob("*") if path.is_dir())]
     for folder in folders:
         if folder.exists() and not os.access(folder, os.W_OK):
@@ -78,7 +78,7 @@ def _refuse_read_only(report):
 
 
 def _put(new, report, old):
-    """Put the folder `new` in the place of `report`, with a whole report there at any time where the system can swap two folders."""
+    """Put the folder `new` in the place of `report`; where the system can swap folders, a whole report is there at every moment."""
     if not report.exists():
         new.rename(report)
     elif not _swapped(new, report):
@@ -92,13 +92,12 @@ def _put(new, report, old):
 
 def _swapped(one, two):
     """Swap two folders in one step, which Linux and macOS can on most disks; False, and nothing is done, where they cannot."""
-    # AT_FDCWD of Linux; its RENAME_EXCHANGE, which has the number of macOS's RENAME_SWAP
-    here, swap = -100, 2
+    here, exchange = -100, 2  # Linux's AT_FDCWD and RENAME_EXCHANGE; macOS's RENAME_SWAP is 2 too
     paths = os.fsencode(one), os.fsencode(two)
     system = ctypes.CDLL(None)
     if hasattr(system, "renameat2"):
-        return system.renameat2(here, paths[0], here, paths[1], swap) == 0
-    return hasattr(system, "renamex_np") and system.renamex_np(*paths, swap) == 0
+        return system.renameat2(here, paths[0], here, paths[1], exchange) == 0
+    return hasattr(system, "renamex_np") and system.renamex_np(*paths, exchange) == 0
 
 
 def _clear(path):
@@ -115,10 +114,10 @@ def _clear(path):
 
 
 def tissue_leaks(report_folder, files):
-    """What must not be tracked in a report on real tissue, one sentence each; an empty list for drawn tissue.
+    """What must not be tracked in a report on real tissue, one sentence each; an empty list for synthetic tissue.
 
     files: the tracked files, absolute or relative to the report folder. A report counts as real unless its dataset.json or
-    results.json says that the tissue is drawn. Refused are all files of a report on own images, and
+    results.json says that the tissue is synthetic. Refused are all files of a report on own images, and
     of one on BreaKHis HTML, notebooks, anything under images/, and every picture that is not a PNG marked "Shows tissue": "no".
     """
     report_folder = Path(report_folder)

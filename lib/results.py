@@ -45,7 +45,7 @@ def plain(parts):
 
 
 def published(names, dataset):
-    """The results of other published reports by name, to show beside; one that stands on other images is left out, and said so.
+    """The results of other published reports by name, to show beside; reports on other images are skipped with a message.
 
     dataset: that of this run. Raises FileNotFoundError where there is no such report.
     """
@@ -60,7 +60,7 @@ def published(names, dataset):
         if results["dataset"]["fingerprint"] == dataset["fingerprint"]:
             found[name] = results
         else:
-            print(f"not shown beside: {name} stands on other images than this run", file=sys.stderr)
+            print(f"{name} is skipped: it is a report on other images", file=sys.stderr)
     return found
 
 

@@ -58,14 +58,17 @@ def read(folder, names=None, attacks=None, image_size=None):
                 f"No predictions of {name} in {folder / 'predictions'}: run notebooks/{writer}.ipynb first."
             )
 
-    def asked(recipe):
-        if names is not None and recipe.get("name") not in names:
+    def asked(piece, recipe):
+        if not recipe:  # `lineage.check` names it
+            return names is None or piece.name.startswith(tuple(f"{name}-" for name in names))
+        if names is not None and recipe["name"] not in names:
             return False
         return attacks is None or (recipe["attack"][0] in attacks and recipe["source"] in evaluation.SOURCES)
 
-    pieces = [piece for piece, recipe in made.items() if asked(recipe)]
-    lineage.check(pieces, data.load_split(folder / "split.csv"), image_size)
-    lineage.check_alike(pieces)
+    pieces = [piece for piece, recipe in made.items() if asked(piece, recipe)]
+    split = data.load_split(folder / "split.csv")
+    lineage.check(pieces, split, image_size)
+    lineage.check_alike(pieces, split)
     return evaluation.read_predictions(pieces)
 
 
@@ -92,8 +95,8 @@ def made_from(folder, start, *others):
 def write_table(folder, name, table, models, folds):
     """Write a table of a run with a note of the models, in these folds, that it was made from: `lineage.check` asks for it."""
     runs.write_table(folder / name, table)
-    made_from = [checkpoint(folder, model, fold) for model in models for fold in folds]
-    runs.write_recipe(folder / name, {"models": lineage.checkpoints(*made_from)})
+    paths = [checkpoint(folder, model, fold) for model in models for fold in folds]
+    runs.write_recipe(folder / name, {"models": lineage.checkpoints(*paths)})
 
 
 def attack_table(epsilons, steps, audited=()):
@@ -164,6 +167,10 @@ def evaluate(
     learned from other images than these.
     """
     steps = steps or {}
+    if not margins:
+        of_model = [checkpoint(folder, name, fold) for fold in images.folds]
+        lineage.check(of_model, images.table, images.image_size)
+    _remove_outdated(folder, name)
     code = runs.code_hash(
         decoding.decode,
         loading.Side,
@@ -183,7 +190,6 @@ def evaluate(
         if margins:
             own, sides = {}, [images.side("train", fold).origin]
         else:
-            lineage.check([path], images.table, images.image_size)
             own, sides = lineage.checkpoints(path), []
         tail = f"{'' if side == 'test' else f'-{side}'}-{split_by}{fold}.csv.gz"
         network = answer = None
@@ -219,13 +225,14 @@ def evaluate(
                     one_before = ("pgd", *ran)[ran.index(attack)]
                     earlier = folder / "predictions" / f"{name}-{one_before}{end}"
                     if not earlier.exists():
+                        writer = runs.writer(f"predictions/{earlier.name}")
                         raise FileNotFoundError(
-                            f"{attack} goes on from {earlier.name}: run {one_before} first."
+                            f"{attack} goes on from {earlier.name}: run {one_before} first, in notebooks/{writer}.ipynb."
                         )
                     lineage.check([earlier], images.table, images.image_size)
                     before = evaluation.read_piece(earlier)
                     standing = np.flatnonzero(evaluation.is_right(before))
-                    recipe["after"] = runs.file_hash(earlier)
+                    recipe["pieces"] = {earlier.name: runs.file_hash(earlier)}
                 if runs.is_current(piece, recipe):
                     rows.append(evaluation.read_piece(piece))
                     continue
@@ -299,6 +306,24 @@ def _go_on(before, part, attack):
 def in_8_bits(images):
     """Images as a file with 8 bits a channel keeps them; values in [0, 1]."""
     return images.mul(255).round().div(255)
+
+
+def _remove_outdated(folder, name):
+    """Remove a model's pieces of other splits, and of earlier checkpoints: nothing can use them, and nothing would write them anew."""
+    split = folder / "split.csv"
+    pieces = [
+        piece
+        for piece in (folder / "predictions").glob(f"{name}-*.csv.gz")
+        if runs.recipe_of(piece).get("name") == name
+    ]
+    if not pieces or not split.exists():
+        return
+    if outdated := lineage.outdated(pieces, data.load_split(split)):
+        tqdm.write(
+            f"removed {len(outdated)} pieces of predictions of {name} on another split or by another checkpoint"
+        )
+    for piece in outdated:
+        runs.discard(piece)
 
 
 def _remove_others(folder, pattern, side, kept):

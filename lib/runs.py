@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WRITERS = (
     ("split.csv", "01_data_split"),
     ("dataset.json", "01_data_split"),
+    ("predictions/*-validation-*", "03_fgsm_attack"),
     ("predictions/*-apgd_ce-*", "07_robustness_audit"),
     ("predictions/*-fab-*", "07_robustness_audit"),
     ("predictions/*-square-*", "07_robustness_audit"),
@@ -123,7 +124,7 @@ def dataset(run):
     return about
 
 
-def parameters_used(run):
+def runner_parameters(run):
     """The parameters with which the runner last ran the stages of a run; empty where the notebooks were run by hand."""
     used = {}
     for file in sorted((folder(run) / "stages").glob("*.json")):
@@ -195,8 +196,8 @@ def _remove_parts(folder):
 def locked(path, timeout=-1):
     """`with locked(path):` one process at a time, across all that share the folder. timeout: seconds to wait, -1 for ever.
 
-    On a file system without locks the file beside, with .held at its end, stands for one: a process that is killed leaves it there, and
-    only the same machine can tell that its owner is gone. Raises filelock.Timeout when another process has it.
+    Without file locks, a file ending in .held is used instead. A killed process leaves it behind; only the same machine can tell
+    that its owner is gone. Raises filelock.Timeout when another process has it.
     """
     path = Path(path)
     lock = FileLock(path, timeout)
@@ -207,8 +208,8 @@ def locked(path, timeout=-1):
             raise
         held = path.with_name(f"{path.name}.held")
         print(
-            f"{path.parent} has no file locks ({error.strerror}): {held.name} stands for one. If a study on another machine was killed "
-            "and this one waits for it, delete that file; a local disk, set by STUDY_HOME, has locks.",
+            f"{path.parent} has no file locks ({error.strerror}): the file {held.name} is used as a lock. If a study waits although the one "
+            "on another machine was killed, delete that file. A local disk (STUDY_HOME) avoids this.",
             file=sys.stderr,
         )
         lock = SoftFileLock(held, timeout)
@@ -329,11 +330,6 @@ def recipe_of(path):
 def is_damaged(path):
     """Whether a file is not what `write_recipe` noted; False where nothing was noted."""
     return _recipe_file(path).exists() and not is_whole(path)
-
-
-def forget_recipe(path):
-    """Take back `write_recipe`: the file stays, but does not count as finished work."""
-    _recipe_file(path).unlink(missing_ok=True)
 
 
 def precision(folder):

@@ -17,8 +17,8 @@ FEW_CASES = (
 )
 FOLDS = 5
 TEST_CASES = 5  # the fewest cases in a class that still give an interval
-MOST = 0.6  # of a class's images that may leave training for one other side: past it, the clearly smaller part would be learned from
-FEW = 8  # images of a class to train on, what the papers' rule leaves of the ten it needs: below it, the counts are shown
+MOST = 0.6  # largest share of a class's images that one held-out side may take, so that training keeps a good part
+FEW = 8  # training images of a class; with fewer, the counts are shown (8 is what `by_image` leaves of its minimum of ten)
 SIDES = ("train", "validation", "test")
 
 
@@ -63,9 +63,10 @@ def by_case(index, seed, folds=1, parts=None):
         lambda labels: rarer if (labels != labels.iloc[0]).any() else labels.iloc[0]
     )
     if smallest.min() < (needed := max(FOLDS, folds)):
+        fewer = "fewer folds, " if folds > FOLDS else ""
         raise ValueError(
             f"Too few cases to split by case: {smallest['benign']} benign and {smallest['malignant']} malignant, "
-            f"at least {needed} of each are needed. Use split_by: image, {'fewer folds, ' * (folds > FOLDS)}more magnifications or more subtypes."
+            f"at least {needed} of each are needed. Use split_by: image, {fewer}more magnifications or more subtypes."
         )
     parts = parts or trained_parts(index)
     sizes = {label: _case_sizes(index, label, parts) for label in data.CLASSES}
@@ -107,7 +108,7 @@ def _case_sizes(index, label, parts):
 def _held_out(shuffled, sizes, count=0, share=0.0):
     """Cases to leave training: in their order, until there are `count`, with this share of the images and some of every part.
 
-    Passed over are those that would take more than `MOST` of the images, or the last ones of a part.
+    Skips a case that would take the total past `MOST`, or leave none of a part for training.
     """
     sizes = sizes.loc[shuffled].to_numpy()
     whole = sizes.sum(axis=0)
@@ -143,7 +144,7 @@ def _dealt(cases, sizes, rarer, folds, seed):
         images = sizes[label][0]
         shuffled = rng.permutation(cases.index[cases == label].to_numpy(copy=True))
         for case in images[shuffled].sort_values(ascending=False, kind="stable").index:
-            # To a fold that has fewer than two, where two folds would else leave one case to train and validate on.
+            # Folds with fewer than two cases come first: if two folds held all the rest, one case would be left to train and validate on.
             have = [images[test] for test in tests]
             order = [(min((each > 0).sum(), 2), each.sum(), fold) for fold, each in enumerate(have)]
             tests[min(order)[-1]].append(case)
@@ -182,7 +183,7 @@ def check(table, parts):
     if few:
         tqdm.write(
             f"The split by {split_by} leaves few images to train on ({_first(few)}; benign + malignant): "
-            "models of such a fold say little."
+            "results of such a fold are unreliable."
         )
 
 
@@ -236,19 +237,18 @@ def make(selected, source=None, split_by="image", seed=0, folds=1, sources=()):
     beside = [] if source is None else [source]
     apart = [rows.reset_index(drop=True) for each in beside for _, rows in each.groupby("magnification")]
 
+    def each_by_image(tables):
+        return pd.concat([by_image(each, seed, folds) for each in tables], ignore_index=True)
+
     def split(kind):
         # Starting weights are trained on the first split alone.
         needed = parts if kind == split_by else parts[:1]
         if kind == "case":
             table = by_case(everything, seed, folds, needed)
         else:
-            table = pd.concat(
-                [by_image(each, seed, folds) for each in (selected, *beside)], ignore_index=True
-            )
+            table = each_by_image([selected, *beside])
             if _count_empty(table, needed):  # drawn together, one of several sources may get none of a class
-                table = pd.concat(
-                    [by_image(each, seed, folds) for each in (selected, *apart)], ignore_index=True
-                )
+                table = each_by_image([selected, *apart])
         check(table, needed)
         return table
 
@@ -261,7 +261,7 @@ def make(selected, source=None, split_by="image", seed=0, folds=1, sources=()):
     try:
         tables.append(split(other[split_by]))
     except ValueError as error:
-        tqdm.write(f"only split by {split_by}: {error}")
+        tqdm.write(f"split by {split_by} only, since the other split cannot be made: {error}")
     return pd.concat(tables, ignore_index=True)
 
 

@@ -30,7 +30,10 @@ STAGES = (
 )
 WELCOME = "00_welcome"
 OPTIONAL = ("04_gaussian_noise_defense",)  # a study may go without; the others need each other
-TELLING = ("images.csv", "dsfold*.txt")  # in a folder of images, small files that say what the images are
+DESCRIPTIONS = (
+    "images.csv",
+    "dsfold*.txt",
+)  # in a folder of images, small files that say what the images are
 
 # The runner itself; every other module writes numbers, words or figures of a stage.
 NO_RESULTS = ("__init__", "profiles", "runs", "study", "values")
@@ -105,7 +108,7 @@ def _stages(notebooks):
         raise profiles.ParameterError(f"{notebooks} lacks {', '.join(missing)}")
     others = {path.name for path in Path(notebooks).glob("*.ipynb") if path.stem != WELCOME}
     if others := sorted(others.difference(stage.name for stage in stages)):
-        print(f"left alone, since they are no part of the study: {', '.join(others)}", flush=True)
+        print(f"not part of the study, ignored: {', '.join(others)}", flush=True)
     return stages
 
 
@@ -117,12 +120,17 @@ def _left(stages, without, folder):
             f"notebook {', '.join(sorted(unknown))} cannot be left out, only {', '.join(OPTIONAL)}"
         )
     left_out = [name for name, number in numbers.items() if {name, number} & set(without)]
-    # Also where its record is damaged, or an earlier version's, which knew stages by their numbers.
-    if ran := [name for name in left_out if any((folder / "stages").glob(f"{numbers[name]}*.json"))]:
+    if ran := [name for name in left_out if _ran(folder, name)]:
         raise profiles.ParameterError(
             f"the run {folder.name} holds results of {', '.join(ran)}: choose another run name"
         )
     return [stage for stage in stages if stage.stem not in left_out]
+
+
+def _ran(folder, name):
+    """Whether a notebook ran for this run, by its record (an earlier version's goes by the number) or by what it writes."""
+    wrote = [pattern for pattern, writer in runs.WRITERS if writer == name]
+    return any(any(folder.glob(pattern)) for pattern in (f"stages/{name.split('_')[0]}*.json", *wrote))
 
 
 def overview():
@@ -239,14 +247,18 @@ def _data_state(data_root):
         images = sum(name.endswith(".png") for name in files)
         if images not in (0, database.TOTAL):
             return files
-        return {name: state for name, state in files.items() if any(map(Path(name).match, TELLING))} or None
+        return {
+            name: state for name, state in files.items() if any(map(Path(name).match, DESCRIPTIONS))
+        } or None
     return _file_states(Path(data_root))
 
 
 def _file_states(folder):
     """Each file's size and times, the last of which no program can set back; of those that say what images are, the content."""
     return {
-        name: runs.file_hash(path) if any(map(path.match, TELLING)) else [*state, path.stat().st_ctime_ns]
+        name: runs.file_hash(path)
+        if any(map(path.match, DESCRIPTIONS))
+        else [*state, path.stat().st_ctime_ns]
         for name, state in _listing(folder, skip=()).items()
         for path in [folder / name]
     }
@@ -493,7 +505,7 @@ def _record(folder, name):
     file = folder / "stages" / f"{name}.json"
     record = runs.read_note(file)
     if not record and os.path.lexists(file):
-        print(f"{_shown(file)} is damaged and does not count; what it records is made anew", flush=True)
+        print(f"{_shown(file)} is damaged and is ignored: what it recorded runs again", flush=True)
     return record
 
 

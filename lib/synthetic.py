@@ -1,4 +1,4 @@
-"""Drawn tissue: a seeded tree of H&E-like images under the names and sizes of BreaKHis, so that the study runs anywhere.
+"""Synthetic tissue: a seeded tree of H&E-like images under the names and sizes of BreaKHis, so that the study runs anywhere.
 
 `draw_tree` writes the tree and `draw_image` one image; below them stand layout (where nuclei lie), drawing and color.
 The images are drawn, not photographed: whatever is measured on them says nothing about medicine.

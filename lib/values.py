@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import re
 import reprlib
 
@@ -64,8 +65,10 @@ def read(name, annotation, value):
         return _in_range(name, meant)
     if isinstance(value, str):
         text = value.strip()
-        listed = text.startswith("[")
-        value = read_yaml(text, f"{name}: {said(text)}") if listed else re.split(r"\s*,\s*", text)
+        if text.startswith("["):
+            value = read_yaml(text, f"{name}: {said(text)}")
+        else:  # one path may hold commas
+            value = [text] if os.path.isfile(text) else re.split(r"\s*,\s*", text)
     items = list(value) if isinstance(value, list | tuple) else [value]
     meant = [None if item == "" else _read_one(name, kind, item) for item in items]
     if None in meant:
@@ -110,7 +113,7 @@ def _in_range(name, value):
     if isinstance(value, str) or low <= value <= high:
         return value
     asked = f"{low} to {high}" if high < math.inf else f"{low} or more"
-    levels = f"; {value:g} gray levels of 255 are {value / 255:.3g}" if "sigma" in name else ""
+    levels = f" (if you meant gray levels: {value:g}/255 is {value / 255:.3g})" if "sigma" in name else ""
     raise ParameterError(f"{name} must be {asked}, not {value!r}{levels}")
 
 

@@ -155,7 +155,7 @@ def test_images_of_several_cases_that_look_alike_are_named(drawn, tmp_path, caps
 def test_one_image_in_two_places_is_refused(drawn, tmp_path):
     tree = shutil.copytree(drawn, tmp_path / "tree")
     shutil.copytree(drawn, tmp_path / "tree" / "copy")
-    with pytest.raises(ValueError, match="there twice"):
+    with pytest.raises(ValueError, match="appear twice"):
         data.index_images(tree)
 
 

@@ -90,6 +90,7 @@ def test_after_another_split_no_model_is_judged_on_images_it_was_trained_on(run,
     with pytest.raises(lineage.StaleError, match="made from other test images") as error:
         robustness.read(folder)
     assert "baseline-" not in str(error.value) and "02_transfer" not in str(error.value)
+    assert "05_adversarial" in str(error.value)
 
 
 def test_another_size_or_selection_is_another_model(run):
@@ -122,10 +123,42 @@ def test_the_attack_of_a_cascade_goes_on_only_from_rows_of_the_same_model(run):
     options = {"epsilons": EPSILONS, "steps": {"pgd": 2, "square": 5}}
     robustness.evaluate(folder, "baseline", images, ["pgd"], **options)
     train(folder, "baseline", images, seed=2)
-    with pytest.raises(
-        lineage.StaleError, match=r"baseline-pgd-4-case0\.csv\.gz: made from another baseline"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"run pgd first, in notebooks/03_fgsm_attack\.ipynb"):
         robustness.evaluate(folder, "baseline", images, ["square"], **options)
+
+
+def test_pieces_that_nothing_would_write_anew_are_removed(run, capsys):
+    """A model trained anew takes along the audit's pieces, which the audit itself might never write again."""
+    folder, images = run
+    options = {"epsilons": EPSILONS, "steps": {"pgd": 2, "square": 5}}
+    robustness.evaluate(folder, "baseline", images, ["pgd", "square"], **options)
+    robustness.evaluate(folder, "baseline", images, ["transfer_fgsm"], source="merged_fgsm", **options)
+    before = {path.name for path in (folder / "predictions").iterdir()}
+    robustness.evaluate(folder, "baseline", images, ["none"], **options)
+    assert {path.name for path in (folder / "predictions").iterdir()} == before
+    train(folder, "baseline", images, seed=2)
+    robustness.evaluate(folder, "baseline", images, ["none"], **options)
+    assert set(robustness.read(folder, ["baseline"])["attack"]) == {"none"}
+    assert "removed 5 pieces of predictions of baseline" in "".join(capsys.readouterr())
+    # Predictions of a model without a network on the other kind of split stay: they belong to this split.csv too.
+    for kind in ("case", "image"):
+        each = loading.open_images(folder / "split.csv", 32, [100], kind)
+        robustness.evaluate_without_network(folder, each, ["none"])
+    assert set(robustness.read(folder, ["color_only"])["split_by"]) == {"case", "image"}
+
+
+def test_a_cascade_belongs_to_the_attack_it_went_on_from(run):
+    folder, images = run
+    for name in ("baseline", "merged_fgsm"):
+        robustness.evaluate(folder, name, images, ["pgd"], epsilons=EPSILONS, steps={"pgd": 2})
+    robustness.evaluate(folder, "baseline", images, ["square"], epsilons=EPSILONS, steps={"square": 5})
+    assert "square" in set(robustness.read(folder)["attack"])
+    for name in ("baseline", "merged_fgsm"):
+        robustness.evaluate(folder, name, images, ["pgd"], epsilons=EPSILONS, steps={"pgd": 3}, seed=0)
+    with pytest.raises(
+        lineage.StaleError, match=r"square-4-case0\.csv\.gz: made from another baseline-pgd-4"
+    ):
+        robustness.read(folder)
 
 
 def test_one_attack_means_the_same_for_all_models(run):
@@ -133,11 +166,11 @@ def test_one_attack_means_the_same_for_all_models(run):
     for name, steps in (("baseline", 2), ("merged_fgsm", 5)):
         robustness.evaluate(folder, name, images, ["pgd"], epsilons=EPSILONS, steps={"pgd": steps})
     with pytest.raises(
-        lineage.StaleError, match=r"made with steps of pgd 5, but baseline-pgd-4-case0\.csv\.gz with 2"
+        lineage.StaleError, match=r"merged_fgsm-pgd-4-case0\.csv\.gz: made with steps of pgd 5"
     ):
         robustness.read(folder)
     robustness.evaluate(folder, "merged_fgsm", images, ["none"], seed=3)
-    with pytest.raises(lineage.StaleError, match=r"made with seed 3, but .* with 0"):
+    with pytest.raises(lineage.StaleError, match=r"merged_fgsm-none-case0\.csv\.gz: made with seed 3"):
         robustness.read(folder)
 
 
@@ -164,7 +197,7 @@ def test_a_damaged_or_unexplained_file_is_named(run):
     with pytest.raises(lineage.StaleError, match=r"baseline\.safetensors: damaged"):
         robustness.load(folder, "baseline", images)
     os.remove(path.with_suffix(".json"))
-    with pytest.raises(lineage.StaleError, match="nothing beside it says what it was made from"):
+    with pytest.raises(lineage.StaleError, match="has no record of what it was made from"):
         robustness.load(folder, "baseline", images)
 
 
@@ -193,17 +226,81 @@ def test_predictions_without_a_network_belong_to_the_images_they_were_fitted_to(
 
 def test_a_data_set_described_by_another_notebook_01_is_named(run):
     folder, _ = run
-    table = data.load_split(folder / "split.csv")
-    lineage.check_dataset("toy", table)
+    table, predictions = data.load_split(folder / "split.csv"), robustness.read(folder)
+    lineage.check_dataset("toy", table, predictions)
     with pytest.raises(lineage.StaleError, match=r"dataset\.json describes other images .* run notebooks/01"):
-        lineage.check_dataset("toy", table[table["image"] != table["image"][0]])
+        lineage.check_dataset("toy", table[table["image"] != table["image"][0]], predictions)
+    with pytest.raises(lineage.StaleError, match=r"differ in magnification \[100, 200\]: give all notebooks"):
+        lineage.check_dataset("toy", table, predictions.assign(magnification=200))
 
 
-def test_parameters_of_the_runner_are_not_told_of_what_was_made_by_hand_since(run, capsys):
+def test_runner_parameters_are_not_recorded_for_results_made_by_hand_later(run, capsys):
     folder, images = run
     noted = {"seed": 0, "image_size": 32, "pgd_steps": 2, "epochs": None, "primary_defense": "merged_fgsm"}
     runs.write_note(folder / "stages" / "03_fgsm_attack.json", {"parameters": noted})
     assert lineage.parameters_used(folder) == noted
     robustness.evaluate(folder, "baseline", images, ["pgd"], epsilons=EPSILONS, steps={"pgd": 3})
     assert lineage.parameters_used(folder) == {}
-    assert "the runner had pgd_steps 2, but 3 was used since by hand" in capsys.readouterr().err
+    assert "the runner used pgd_steps 2, but a notebook run by hand since then 3" in capsys.readouterr().err
+
+
+@pytest.fixture
+def folds(drawn, tmp_path, monkeypatch):
+    """A run of two folds with a baseline and its predictions."""
+    monkeypatch.setenv("STUDY_HOME", str(tmp_path))
+    folder = runs.folder("toy")
+    table = splits.make(data.index_images(drawn), None, "case", seed=0)
+    runs.write_table(folder / "split.csv", table[table["fold"].isin([0, 1])])
+    images = loading.open_images(folder / "split.csv", 32)
+    for fold in images.folds:
+        sides = {"sides": [images.side(side, fold).origin for side in ("train", "validation")]}
+        models.save(models.build("none"), robustness.checkpoint(folder, "baseline", fold), sides)
+    robustness.evaluate(folder, "baseline", images, ["none", "random_noise"], epsilons=EPSILONS)
+    return folder, images
+
+
+@pytest.mark.parametrize("lost", ["random_noise-case0", "random_noise-case1", "none-case1"])
+def test_folds_are_pooled_only_where_each_was_shown_the_same(folds, lost):
+    """An interrupted notebook leaves some folds without an attack, or at other epsilons."""
+    folder, images = folds
+    assert len(robustness.read(folder)) == 2 * sum(len(images.side("test", fold)) for fold in images.folds)
+    runs.discard(folder / "predictions" / f"baseline-{lost}.csv.gz")
+    with pytest.raises(lineage.StaleError, match=f"fold {lost[-1]} was not shown the same attack"):
+        robustness.read(folder)
+
+
+def test_folds_at_other_epsilons_are_not_pooled(folds):
+    folder, images = folds
+    first = loading.Images(images.table[images.table["fold"] == 0], images.pixels)
+    robustness.evaluate(folder, "baseline", first, ["random_noise"], epsilons=[8 / 255])
+    with pytest.raises(lineage.StaleError, match="fold 1 was not shown the same attack"):
+        robustness.read(folder)
+
+
+def test_fewer_folds_leave_no_pieces_of_the_others(folds):
+    folder, images = folds
+    table = images.table[images.table["fold"] == 0]
+    runs.write_table(folder / "split.csv", table)
+    images = loading.open_images(folder / "split.csv", 32)
+    robustness.evaluate(folder, "baseline", images, ["none"])
+    assert set(robustness.read(folder)["fold"]) == {0}
+
+
+def test_a_damaged_note_hides_no_piece(run):
+    folder, _ = run
+    (folder / "predictions" / "baseline-none-case0.json").write_text("{")
+    with pytest.raises(
+        lineage.StaleError, match=r"baseline-none-case0\.csv\.gz: has no record of what it was made"
+    ):
+        robustness.read(folder, ["baseline"], ["none", "fgsm"])
+
+
+def test_what_is_reported_is_the_epsilon_of_training(run):
+    folder, _ = run
+    path = robustness.checkpoint(folder, "merged_fgsm")
+    models.save(models.build("none"), path, runs.recipe_of(path) | {"train_epsilon": 8})
+    lineage.check_trained_at(folder, 8.0)
+    with pytest.raises(
+        lineage.StaleError, match="merged_fgsm was trained at train_epsilon 8, not 4: set train_epsilon"
+    ):
+        lineage.check_trained_at(folder, 4)

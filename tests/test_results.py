@@ -17,7 +17,7 @@ def test_a_report_to_compare_with_must_be_there_and_stand_on_the_same_images(tmp
     assert list(results.published(["other"], here)) == ["other"]
     assert capsys.readouterr().err == ""
     assert results.published(["other"], {"fingerprint": "2"}) == {}
-    assert "other stands on other images" in capsys.readouterr().err
+    assert "other is skipped: it is a report on other images" in capsys.readouterr().err
 
 
 def test_leakage_is_told_only_between_runs_whose_models_were_made_alike(monkeypatch, capsys):

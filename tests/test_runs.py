@@ -184,7 +184,10 @@ def test_a_share_without_locks_is_said_and_something_else_stands_for_one(
         with pytest.raises(Timeout), runs.locked(tmp_path / ".lock", timeout=0):
             pass
         words = capsys.readouterr().err
-        assert f"{tmp_path} has no file locks ({os.strerror(number)}): .lock.held stands for one" in words
+        assert (
+            f"{tmp_path} has no file locks ({os.strerror(number)}): the file .lock.held is used as a lock"
+            in words
+        )
     with runs.locked(tmp_path / ".lock", timeout=0):
         pass
 

@@ -59,7 +59,7 @@ with open(runs.home() / "calls.txt", "a") as calls:
 pieces = sorted(path.name for path in folder.glob("predictions/*.csv.gz"))
 with gzip.open(folder / "predictions.csv.gz", "wt") as table:
     table.write("\\n".join(["image", *pieces]))
-parameters = runs.parameters_used(run) | {"seed": seed, "weights_dir": "/some/where"}
+parameters = runs.runner_parameters(run) | {"seed": seed, "weights_dir": "/some/where"}
 results = {"run": run, "parameters": parameters, "training_precision": "float32"}
 results["metrics"] = [{"n": len(pieces)}, {"n": 0}]
 (folder / "results.json").write_text(json.dumps(results))
@@ -217,13 +217,13 @@ def test_parameters_are_read_with_types_and_paths_become_absolute(notebooks, mon
         ("recipes=[pgd+noisy]", "there is no 'noisy' (in 'pgd+noisy'): did you mean 'noise'?"),
         ("recipes=[]", "recipes must name at least one"),
         ("epsilons=[]", "epsilons must name at least one"),
-        ("epsilons=[4, 4.0]", "epsilons: [4, 4.0] names one twice"),
+        ("epsilons=[4, 4.0]", "epsilons: [4, 4.0] lists a value twice"),
         ("epsilons=[0, 4]", "epsilons: leave 0 out; results on clean images are always shown"),
         ("epsilons=[0.01, 0.03]", "if you meant fractions of the value range: [2.55, 7.65]"),
         ("epsilons=0.5", "below 1 no 8-bit image changes: name at least one of 1 or more"),
         ("train_epsilon=0.016", "that trains no defense (if you meant a fraction of the value range: 4.08)"),
         ("train_epsilon=0", "train_epsilon 0 is counted in 255ths, below one gray level"),
-        ("noise_sigma=25", "noise_sigma must be 0.001 to 1, not 25; 25 gray levels of 255 are 0.098"),
+        ("noise_sigma=25", "noise_sigma must be 0.001 to 1, not 25 (if you meant gray levels: 25/255 is 0.098)"),
         ("other_sigmas=[0]", "other_sigmas must be 0.001 to 1, not 0"),
         ("learning_rate=0", "learning_rate must be 1e-08 to 1, not 0"),
         ("image_size=100", "image_size must be a multiple of 32 pixels, such as 96, not 100"),
@@ -367,7 +367,7 @@ def test_a_copy_of_a_notebook_is_left_alone(notebooks, capsys):
     study.run_study("toy", notebooks=notebooks)
     shown = capsys.readouterr().out
     assert shown.count("unchanged, skipped") == 3 and calls(notebooks) == []
-    assert "left alone, since they are no part of the study: 02_second-Copy1.ipynb, 04_mine.ipynb\n" in shown
+    assert "not part of the study, ignored: 02_second-Copy1.ipynb, 04_mine.ipynb\n" in shown
     (notebooks / "02_second.ipynb").unlink()
     with pytest.raises(profiles.ParameterError, match=r"lacks 02_second\.ipynb"):
         study.run_study("toy", notebooks=notebooks)
@@ -400,7 +400,7 @@ def test_damaged_records_are_named_and_their_stages_run_again(notebooks, capsys)
     shown = capsys.readouterr().out
     assert calls(notebooks) == ["first", "second", "third"], "the work inside a stage is kept"
     for name in damages:
-        assert f"stages/{name}.json is damaged and does not count; what it records is made anew\n" in shown
+        assert f"stages/{name}.json is damaged and is ignored: what it recorded runs again\n" in shown
     assert study.main(["toy"], notebooks) == 0 and calls(notebooks) == []
 
     # One digit of one record.
