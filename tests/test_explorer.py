@@ -403,7 +403,7 @@ def test_each_model_is_led_away_from_its_own_answer_where_nobody_knows_the_truth
         margins = [answers.rows[k]["margin"] * np.sign(answers.rows[0]["margin"]) for k in (0, 1)]
         assert margins[1] < margins[0], "toward the other class"
     assert one.turns_at() == other.turns_at(), "models that mirror each other fall at the same epsilon"
-    assert "that model's own answer" in view.caption.value
+    assert "the attacked model's own answer" in view.caption.value
 
 
 def test_the_user_may_say_the_truth(pair, side):
@@ -412,7 +412,7 @@ def test_the_user_may_say_the_truth(pair, side):
     view.after.click()
     view.truth.value = "benign"
     assert names(view) == ["unknown: a.png", "benign: b.png"] and view.image.value == 1
-    assert "benign as you say" in view.caption.value
+    assert "you say it is benign" in view.caption.value
     answers = {each.name: each for each in view.known.values()}
     assert all(each.label.item() == 0 for each in answers.values())
     (wrong,) = (name for name, each in answers.items() if each.rows[0]["margin"] > 0)

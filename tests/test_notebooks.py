@@ -123,7 +123,7 @@ def test_each_notebook_reads_its_parameters_as_the_runner_does(path, capsys):
     }
     for name, value, words in (
         ("skip_bad_files", "maybe", "skip_bad_files must be true or false, not 'maybe'"),
-        ("noise_sigma", 25, "25 gray levels of 255 are 0.098"),
+        ("noise_sigma", 25, "25/255 is 0.098"),
         ("epsilons", [0.01, 0.03], r"fractions of the value range: \[2.55, 7.65\]"),
         ("split_by", "cases", "there is no 'cases': did you mean 'case'"),
         ("run", "../x", "must be a plain folder name"),

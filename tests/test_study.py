@@ -223,7 +223,10 @@ def test_parameters_are_read_with_types_and_paths_become_absolute(notebooks, mon
         ("epsilons=0.5", "below 1 no 8-bit image changes: name at least one of 1 or more"),
         ("train_epsilon=0.016", "that trains no defense (if you meant a fraction of the value range: 4.08)"),
         ("train_epsilon=0", "train_epsilon 0 is counted in 255ths, below one gray level"),
-        ("noise_sigma=25", "noise_sigma must be 0.001 to 1, not 25 (if you meant gray levels: 25/255 is 0.098)"),
+        (
+            "noise_sigma=25",
+            "noise_sigma must be 0.001 to 1, not 25 (if you meant gray levels: 25/255 is 0.098)",
+        ),
         ("other_sigmas=[0]", "other_sigmas must be 0.001 to 1, not 0"),
         ("learning_rate=0", "learning_rate must be 1e-08 to 1, not 0"),
         ("image_size=100", "image_size must be a multiple of 32 pixels, such as 96, not 100"),
