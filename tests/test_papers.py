@@ -301,7 +301,7 @@ def test_what_is_inferred_or_departs_from_a_paper_is_called_so_on_every_page():
         notebook,
         training.add_gaussian_noise.__doc__,
     ):
-        assert re.search(r"points to (noise (that is )?drawn )?once", re.sub(r"\s+", " ", page))
+        assert re.search(r"(points to|suggests) (noise (that is )?drawn )?once", re.sub(r"\s+", " ", page))
     assert "section 3.3" in training.add_gaussian_noise.__doc__ and "section 3.3" in notebook
     for page in ("README.md", "reports/README.md", "notebooks/profiles/li2023.yaml"):
         assert re.search(r"[Ii]nferred|inference", text_of(page))
