@@ -128,10 +128,9 @@ def _load_xrv(name, weights_dir=""):
                 f"{error}. Offline? Put the file {path.name} into {folder}, name its folder in weights_dir, or start from pretrained: none."
             ) from error
     try:
+        # torch does not look at the checksums in the file.
         if zipfile.is_zipfile(path) and (part := zipfile.ZipFile(path).testzip()):
-            raise ValueError(
-                f"{part} is not as it was written"
-            )  # torch does not look at the checksums in the file
+            raise ValueError(f"{part} is not as it was written")
         with torch.serialization.safe_globals(XRV_CLASSES):
             model = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several kinds for damaged and for unsafe files

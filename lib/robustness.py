@@ -43,12 +43,12 @@ def load(folder, name, images, fold=0):
     return models.load(path)
 
 
-def read(folder, names=None, attacks=None, image_size=None):
+def read(folder, names=None, attacks=None, images=None):
     """The predictions that a run keeps as one table with `evaluation.COLUMNS`.
 
-    names: of models, all by default; attacks: all by default, otherwise these, on the model's own images or the baseline's. Raises
-    FileNotFoundError where a model has none, and `lineage.StaleError` where they were made from other images, models or settings than
-    the run holds now, or not at `image_size` pixels.
+    names: of models, all by default; attacks: all by default, otherwise these, on the model's own images or the baseline's; images:
+    `loading.Images`, of whose split alone the rows are. Raises FileNotFoundError where a model has none, and `lineage.StaleError`
+    where they were made from other images, models or settings than the run holds now, or at another size than `images`.
     """
     made = {piece: runs.recipe_of(piece) for piece in sorted((folder / "predictions").glob("*.csv.gz"))}
     for name in names or ([] if made else ["baseline"]):
@@ -67,9 +67,10 @@ def read(folder, names=None, attacks=None, image_size=None):
 
     pieces = [piece for piece, recipe in made.items() if asked(piece, recipe)]
     split = data.load_split(folder / "split.csv")
-    lineage.check(pieces, split, image_size)
+    lineage.check(pieces, split, images and images.image_size)
     lineage.check_alike(pieces, split)
-    return evaluation.read_predictions(pieces)
+    rows = evaluation.read_predictions(pieces)
+    return rows if images is None else rows[rows["split_by"].isin(images.table["split_by"])]
 
 
 def starting_weights(folder, pretrained, fold=0):
@@ -191,6 +192,10 @@ def evaluate(
             own, sides = {}, [images.side("train", fold).origin]
         else:
             own, sides = lineage.checkpoints(path), []
+        made_for = {}  # the source of transferred images
+        if "transfer_fgsm" in names and name != source:
+            lineage.check([source_path], images.table, images.image_size)
+            made_for = lineage.checkpoints(source_path)
         tail = f"{'' if side == 'test' else f'-{side}'}-{split_by}{fold}.csv.gz"
         network = answer = None
         for attack in names:
@@ -205,13 +210,10 @@ def evaluate(
                 end = f"-{group[0] * 255:g}{tail}" if alone else tail
                 piece = folder / "predictions" / f"{stem}{end}"
                 kept.append(piece.name)
-                if transfers:
-                    lineage.check([source_path], images.table, images.image_size)
-                others = lineage.checkpoints(source_path) if transfers else {}
                 recipe = {
                     "name": name,
                     "source": source if transfers else "",
-                    "models": own | others,
+                    "models": own | made_for if transfers else own,
                     "sides": [shown.origin, *sides],
                     "images": list(batch.shape),
                     "attack": [attack, list(group), steps.get(attack, 0)],
@@ -243,7 +245,7 @@ def evaluate(
                     network = _load(path)
                     answer = partial(evaluation.predict, network)
                 if transfers:
-                    made = _transferred(source_path, others[source_path.name], images, side, fold, group)
+                    made = _transferred(source_path, made_for[source_path.name], images, side, fold, group)
                 else:
                     attacked = batch[standing], labels[standing], attack, group, steps.get(attack, 0), seed
                     made = perturb(network, *attacked, f"{name} under {attack}")

@@ -139,11 +139,7 @@ def is_current(path, recipe):
     used: the runner removes what has a recipe and was neither written nor asked for when its stage ran.
     """
     path = Path(path)
-    if (
-        not path.is_file()
-        or read_json(_recipe_file(path)).get("recipe") != _plain(recipe)
-        or not is_whole(path)
-    ):
+    if not path.is_file() or recipe_of(path) != _plain(recipe) or not is_whole(path):
         return False
     os.utime(path)
     os.utime(_recipe_file(path))
@@ -314,11 +310,6 @@ def _plain(value):
 def _recipe_file(path):
     path = Path(path)
     return path.with_name(path.name.removesuffix(".gz")).with_suffix(".json")
-
-
-def has_recipe(path):
-    """Whether `write_recipe` noted how this file was made."""
-    return "recipe" in read_json(_recipe_file(path))
 
 
 def recipe_of(path):

@@ -255,13 +255,12 @@ def _data_state(data_root):
 
 def _file_states(folder):
     """Each file's size and times, the last of which no program can set back; of those that say what images are, the content."""
-    return {
-        name: runs.file_hash(path)
-        if any(map(path.match, DESCRIPTIONS))
-        else [*state, path.stat().st_ctime_ns]
-        for name, state in _listing(folder, skip=()).items()
-        for path in [folder / name]
-    }
+    states = {}
+    for name, state in _listing(folder, skip=()).items():
+        path = folder / name
+        described = any(map(path.match, DESCRIPTIONS))
+        states[name] = runs.file_hash(path) if described else [*state, path.stat().st_ctime_ns]
+    return states
 
 
 def _is_unchanged(folder, notebook, record, key, later):
@@ -300,7 +299,7 @@ def _run_stage(folder, notebook, previous, key, parameters, inputs, others, forc
     stale = {
         name
         for name in (mine & set(after)) - written
-        if name.startswith(("figures/", "history/")) or runs.has_recipe(folder / name)
+        if name.startswith(("figures/", "history/")) or runs.recipe_of(folder / name)
     }
     _remove(folder, stale)
     outputs = {

@@ -99,7 +99,7 @@ def test_another_size_or_selection_is_another_model(run):
     with pytest.raises(lineage.StaleError, match="made at 32 pixels, not at 64"):
         robustness.evaluate(folder, "baseline", larger, ["none"])
     with pytest.raises(lineage.StaleError, match="made at 32 pixels, not at 64"):
-        robustness.read(folder, ["baseline"], image_size=64)
+        robustness.read(folder, ["baseline"], images=larger)
     fewer = loading.Images(
         images.table[images.table["case"] != images.side("train").table["case"][0]], images.pixels
     )
